@@ -1,0 +1,1 @@
+"""Pre-trained models: how to build, find, verify and take features from them."""

@@ -1,0 +1,80 @@
+"""Protocol: everything that must be equal before two numbers may be compared, and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+HeadMasking = Literal["current", "seen"]
+"""Which logits the training loss sees: the current task's classes, or all classes seen so far."""
+
+METHOD_TERMS: tuple[str, ...] = (
+    "epochs",
+    "batch_size",
+    "head_masking",
+    "schedule",
+    "task_id_at_test",
+    "buffer_samples",
+    "replay_batch",
+    "class_statistics",
+)
+"""The fields a method may change; the others belong to the suite."""
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """The first `length` hexadecimal digits of the SHA-256 of `value` as canonical JSON.
+
+    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+class Protocol(BaseModel):
+    """The protocol card of one cell. Numbers of different hashes never share a column unmarked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    suite: str
+    stream: str
+    stream_sha256: str
+    """Over pixels or text, labels, splits and class order of every task."""
+    order_seed: int
+    tasks: int
+    backbone: str
+    weights_sha256: str
+    transform: str
+    normalisation: str
+    score: str
+    scored_on: Literal["test", "validation"] = "test"
+
+    epochs: int
+    batch_size: int
+    head_masking: HeadMasking = "current"
+    schedule: Literal["sequential", "joint", "none"] = "sequential"
+    task_id_at_test: bool = False
+    buffer_samples: int = 0
+    """Training samples a method keeps after their task has passed."""
+    replay_batch: int = 0
+    """Kept samples added to each training batch."""
+    class_statistics: bool = False
+    """Means or covariances of classes are kept."""
+
+    @property
+    def suite_hash(self) -> str:
+        """Hash of the fields no method may change; rows of one table share it."""
+        return digest({k: v for k, v in self.model_dump(mode="json").items() if k not in METHOD_TERMS})
+
+    @property
+    def hash(self) -> str:
+        """Hash of the whole card."""
+        return digest(self.model_dump(mode="json"))
+
+    def departures(self, reference: Protocol) -> dict[str, tuple[Any, Any]]:
+        """The fields in which this card differs from `reference`: name -> (here, there)."""
+        mine, theirs = self.model_dump(), reference.model_dump()
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}

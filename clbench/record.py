@@ -1,0 +1,165 @@
+"""Record: the facts of one run of one method on one suite with one seed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+"""Version of this file's layout. A store holding a newer one is reported, not guessed at."""
+
+
+class TaskCosts(BaseModel):
+    """What learning and scoring one task cost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train_seconds: float
+    """Device seconds of everything the method does to learn the task, without its first step."""
+    warmup_seconds: float
+    """Seconds of that first step, which pays for compilation and allocation."""
+    train_samples: int
+    """Samples of the task's own training data in the timed steps; replayed ones do not count."""
+    steps: int
+    """Timed optimiser steps."""
+    epochs: int
+    eval_seconds: float
+    eval_samples: int
+    peak_memory_mib: float
+    """On a GPU the allocator's peak; on a CPU how far the process grew above its state before the cell."""
+    trainable_parameters: int
+    stored_bytes: int
+    """Everything kept for later tasks and for answering, beyond the untouched backbone."""
+    flops_per_step: float | None = None
+    """Floating-point operations of the first step, forward and backward, as PyTorch counts them."""
+
+
+class Origin(BaseModel):
+    """Where and by what a record was made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clbench: str
+    commit: str | None
+    dirty: bool | None
+    versions: dict[str, str]
+    """python, torch, avalanche-lib, timm, transformers, peft."""
+    device: str
+    """The device's own name, for example 'NVIDIA H200' or the processor's model."""
+    device_kind: Literal["cpu", "cuda"]
+    precision: Literal["float32", "bfloat16"]
+    threads: int
+    started: str
+    """UTC, ISO 8601."""
+    command: str
+
+
+class Audit(BaseModel):
+    """Whether answers depend on what they must not depend on; sampled after the last task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int
+    batch_flips: int
+    """Answers that changed when a sample was scored alone instead of in a batch."""
+    label_flips: int
+    """Answers that changed when the task labels were shuffled."""
+
+
+class Record(BaseModel):
+    """One cell of a comparison: facts only, opinions are derived from them.
+
+    >>> record = Record.example()
+    >>> Record.model_validate_json(record.model_dump_json()) == record
+    True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA
+    key: str
+    suite: str
+    method: str
+    variant: str = ""
+    """The settings in which the cell differs from the method's defaults: 'head_masking=seen'; '' for none."""
+    params: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: int
+    order_seed: int = 0
+    fingerprint: str
+    """Hash of the method's source; a record whose method has changed since is stale."""
+    protocol: dict[str, Any]
+    """The cell's protocol card (`clbench.protocol.Protocol` as a dict)."""
+    suite_protocol: dict[str, Any]
+    """The suite's own card; where the two differ the table shows a mark."""
+    protocol_hash: str
+    suite_hash: str
+
+    status: Literal["done", "failed", "unsupported"]
+    reason: str | None = None
+    """Why a cell failed or was declined; None when done."""
+
+    tasks: tuple[str, ...]
+    test_sizes: tuple[int, ...]
+    score_name: str = "accuracy"
+    scores: tuple[tuple[float | None, ...], ...] = ()
+    """`scores[i][j]` in [0, 1]: task j after learning i tasks; row 0 is before learning. None: not measured."""
+    costs: tuple[TaskCosts, ...] = ()
+    """One entry a learned task; a joint run has one in all."""
+    audit: Audit | None = None
+    weights_sha256: str | None = None
+    """Over everything the method learned and keeps, after the last task."""
+    contended: bool = False
+    """Another cell ran on the device at the same time: seconds are not used for overheads."""
+    notes: dict[str, Any] = Field(default_factory=dict)
+    """Facts that only this method has, for example the share of pulls per arm."""
+    origin: Origin
+
+    @classmethod
+    def example(cls, **changes: Any) -> Record:
+        """A small finished record, for documentation and tests; `changes` replace fields."""
+        cost = TaskCosts(
+            train_seconds=1.0,
+            warmup_seconds=0.1,
+            train_samples=1000,
+            steps=30,
+            epochs=5,
+            eval_seconds=0.2,
+            eval_samples=100,
+            peak_memory_mib=50.0,
+            trainable_parameters=1000,
+            stored_bytes=4000,
+        )
+        card = {"suite": "digits", "epochs": 5, "head_masking": "current"}
+        fields: dict[str, Any] = {
+            "key": "0123456789ab",
+            "suite": "digits",
+            "method": "seqlora",
+            "params": {"head_masking": "current"},
+            "recipe": {"epochs": 5},
+            "seed": 0,
+            "fingerprint": "f00d",
+            "protocol": card,
+            "suite_protocol": card,
+            "protocol_hash": "aaaa",
+            "suite_hash": "bbbb",
+            "status": "done",
+            "tasks": ("a", "b"),
+            "test_sizes": (10, 30),
+            "scores": ((None, None), (1.0, None), (0.5, 0.9)),
+            "costs": (cost, cost),
+            "origin": Origin(
+                clbench="0",
+                commit=None,
+                dirty=None,
+                versions={},
+                device="cpu",
+                device_kind="cpu",
+                precision="float32",
+                threads=1,
+                started="2026-01-01T00:00:00+00:00",
+                command="",
+            ),
+        }
+        return cls(**{**fields, **changes})

@@ -1,0 +1,1 @@
+"""Reports: tables as text, CSV, Markdown, LaTeX and JSON."""
