@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-HeadMasking = Literal["current", "seen"]
-"""Which logits the training loss sees: the current task's classes, or all classes seen so far."""
+from clbench.terms import HeadMasking, Schedule
 
 METHOD_TERMS: tuple[str, ...] = (
     "epochs",
@@ -55,7 +54,7 @@ class Protocol(BaseModel):
     epochs: int
     batch_size: int
     head_masking: HeadMasking = "current"
-    schedule: Literal["sequential", "joint", "none"] = "sequential"
+    schedule: Schedule = "sequential"
     task_id_at_test: bool = False
     buffer_samples: int = 0
     """Training samples a method keeps after their task has passed."""

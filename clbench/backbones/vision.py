@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from clbench.errors import BadValue, NotAvailable
+from clbench.model import Classifier, Head, Site
 
 
 def glyph_vit() -> VisionTransformer:
@@ -13,6 +24,106 @@ def glyph_vit() -> VisionTransformer:
     )
 
 
-def to_unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to floats in [0, 1]."""
+def tiny_vit() -> VisionTransformer:
+    """A ViT for tests: 8x8 grey images, patch 4, width 16, 2 blocks, 2 heads."""
+    return VisionTransformer(
+        img_size=8, patch_size=4, in_chans=1, num_classes=0, embed_dim=16, depth=2, num_heads=2, global_pool="token"
+    )
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images to floats in [0, 1], the normalisation called `none`."""
     return images.float() / 255
+
+
+class VisionClassifier(Classifier):
+    """A timm vision transformer with a head over all classes of the stream."""
+
+    def __init__(self, body: VisionTransformer, classes: int, seed: int) -> None:
+        super().__init__()
+        self.body: VisionTransformer = body
+        self.width = int(body.embed_dim)
+        self.classes = classes
+        self.head: nn.Module = Head(self.width, classes, seed)
+
+    def tokens(self, inputs: Tensor) -> Tensor:
+        """Patches, class token and positions `[batch, 1 + patches, width]` of uint8 images."""
+        embedded = self.body._pos_embed(self.body.patch_embed(to_unit(inputs)))
+        tokens: Tensor = self.body.norm_pre(self.body.patch_drop(embedded))
+        return tokens
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Output tokens after the last block and its norm."""
+        encoded: Tensor = self.body.norm(self.body.blocks(tokens))
+        return encoded
+
+    def pool(self, encoded: Tensor) -> Tensor:
+        """The class token, or the mean over patches where the backbone was trained so."""
+        features: Tensor = self.body.forward_head(encoded, pre_logits=True)
+        return features
+
+    def prompted(self, tokens: Tensor, prompts: Tensor) -> Tensor:
+        """Mean of the prompts' output tokens; they stand behind the class token at its position (L2P)."""
+        position = self.body.pos_embed[:, :1]
+        joined = torch.cat([tokens[:, :1], prompts + position, tokens[:, 1:]], dim=1)
+        return self.encode(joined)[:, 1 : 1 + prompts.shape[1]].mean(dim=1)
+
+    def sites(self, projections: Sequence[str]) -> tuple[Site, ...]:
+        """The fused qkv layer of each block."""
+        rows = {name: (i * self.width, (i + 1) * self.width) for i, name in enumerate("qkv")}
+        wrong = [name for name in projections if name not in rows]
+        if wrong or not projections:
+            raise BadValue(f"no projection called '{(wrong or [''])[0]}' in a vision transformer; choose of q, k, v.")
+        parts = {name: rows[name] for name in sorted(projections, key="qkv".index)}
+        return tuple(Site(f"body.blocks.{i}.attn.qkv", i, parts) for i in range(len(self.body.blocks)))
+
+
+@dataclass(frozen=True)
+class VisionSource:
+    """Where a vision backbone's architecture and weights come from."""
+
+    name: str
+    architecture: Callable[[], VisionTransformer]
+    shipped: bool
+    """Whether its weights lie beside this module; otherwise they are random, drawn with seed 0."""
+
+    @property
+    def weights_path(self) -> Path:
+        """The shipped weights."""
+        return Path(__file__).with_name(f"{self.name}.safetensors")
+
+    @property
+    def card_path(self) -> Path:
+        """The shipped model card."""
+        return Path(__file__).with_name(f"{self.name}.json")
+
+    def weights_sha256(self) -> str:
+        """Hash of the weights file as it is on disk; `random` where none is shipped."""
+        if not self.shipped:
+            return "random"
+        if not self.weights_path.exists():
+            raise NotAvailable(
+                f"the weights of '{self.name}' are missing at '{self.weights_path}'; "
+                f"make them with 'clbench pretrain {self.name}'."
+            )
+        return hashlib.sha256(self.weights_path.read_bytes()).hexdigest()
+
+    def build(self, classes: int, seed: int) -> VisionClassifier:
+        """The classifier; refuses weights that are not the ones on the model card."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            body = self.architecture()
+        if self.shipped:
+            found = self.weights_sha256()
+            expected = json.loads(self.card_path.read_text(encoding="utf-8"))["sha256"]
+            if found != expected:
+                raise NotAvailable(
+                    f"'{self.weights_path}' has sha256 {found[:12]}…, its card says {expected[:12]}…; "
+                    f"reinstall clbench or make both with 'clbench pretrain {self.name}'."
+                )
+            body.load_state_dict(load_file(self.weights_path))
+        return VisionClassifier(body, classes, seed)
+
+
+GLYPH_VIT = VisionSource("glyph-vit", glyph_vit, shipped=True)
+TINY_VIT = VisionSource("tiny-vit", tiny_vit, shipped=False)

@@ -1,0 +1,58 @@
+"""Files: writing one so that nobody ever sees half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from clbench.errors import StoreError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to a temporary file beside `path`, sync it and rename it into place.
+
+    Raises StoreError with a sentence; what was at `path` before is then still there.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(explain(error, path)) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def explain(error: OSError, path: Path) -> str:
+    """A sentence for an operating-system error at `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left to write '{path}'; free some room or choose another place, then run again."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"'{path}' is not writable; change its permissions or choose another place."
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"'{path}' needs a folder where a file stands; move the file or choose another place."
+    return f"'{path}' could not be written: {error.strerror or error}."
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

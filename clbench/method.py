@@ -1,0 +1,110 @@
+"""Method and Workbench: the contract of an answer to continual learning."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from clbench.adapters.lora import LoRA, attach
+from clbench.recipe import Recipe
+from clbench.seeding import generator
+from clbench.terms import HeadMasking, Schedule
+
+if TYPE_CHECKING:
+    import torch
+    from avalanche.core import BasePlugin
+
+    from clbench.model import Classifier
+    from clbench.stream import Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a method keeps or needs beyond the task's own data; exceeding it fails the run."""
+
+    buffer_samples: int = 0
+    """Training samples kept after their task, over the whole stream."""
+    replay_batch: int = 0
+    """Kept samples added to each training batch."""
+    class_statistics: bool = False
+    task_id_at_test: bool = False
+    stored_mib_per_task: float = 1.0
+    """How much the stored bytes may grow from one task to the next."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The range in which `clbench tune` looks for a field, as metadata: `Annotated[float, Search(…)]`."""
+
+    low: float
+    high: float
+    log: bool = True
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What a method is given to build its answer from. There is no test data on it."""
+
+    model: Classifier
+    recipe: Recipe
+    device: torch.device
+    tasks_expected: int
+    seed: int
+
+    def lora(self, blocks: int | None = None) -> LoRA:
+        """Freeze the backbone and attach the recipe's LoRA to its first `blocks` blocks (all: None).
+
+        Every method that calls this with the same recipe and seed starts from the same weights.
+        """
+        recipe = self.recipe
+        return attach(
+            self.model, recipe.lora_sites, recipe.lora_rank, recipe.lora_alpha, generator(self.seed, "lora"), blocks
+        )
+
+    def generator(self, *words: str | int) -> torch.Generator:
+        """A random generator of the method's own, so that it never disturbs another's numbers."""
+        return generator(self.seed, "method", *words)
+
+
+class Method(BaseModel, ABC):
+    """An answer to continual learning: its fields are the hyper-parameters, its plugins the behaviour.
+
+    Fields are validated, become `--set NAME.field=value` on the command line and are stored in the
+    record. A subclass names itself and its paper and returns Avalanche plugins.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    schedule: ClassVar[Schedule] = "sequential"
+    """`joint`: the union once; `none`: no optimisation, the plugins see each task once."""
+
+    learning_rate: float | None = Field(default=None, gt=0, description="step size; the recipe's when not given")
+    epochs: int | None = Field(default=None, ge=1, description="passes over a task; the recipe's when not given")
+    head_masking: HeadMasking = Field(default="current", description="logits in the training loss: current or seen")
+
+    @abstractmethod
+    def plugins(self, bench: Workbench) -> Sequence[BasePlugin[Any]]:
+        """Attach what is trained to `bench.model` and return the behaviour."""
+
+    def resources(self) -> Resources:
+        """What is kept or needed beyond the task's own data."""
+        return Resources()
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Why this method cannot be used on `stream`; None when it can."""
+        return None
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields that differ from the method's defaults."""
+        mine, default = self.model_dump(mode="json"), type(self)().model_dump(mode="json")
+        return {name: value for name, value in mine.items() if value != default[name]}
+
+    def variant(self) -> str:
+        """`overrides` in words: 'head_masking=seen'; empty for the defaults."""
+        return ", ".join(f"{name}={value}" for name, value in self.overrides().items())

@@ -1,0 +1,113 @@
+"""Plan: the cells of a comparison, which of them are missing, and how long they may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from clbench.method import Method
+from clbench.protocol import Protocol, digest
+from clbench.record import Record
+from clbench.stream import Stream
+from clbench.suite import Suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One method with one seed on one suite: the unit that is run, stored and resumed."""
+
+    suite: Suite
+    method: Method
+    variant: str
+    fingerprint: str
+    seed: int
+    order_seed: int
+    device_kind: str
+    protocol: Protocol
+    """The cell's own card: the suite's with the method's terms."""
+    suite_protocol: Protocol
+
+    @property
+    def name(self) -> str:
+        """What a person calls the cell."""
+        return f"{self.method.name}{f' ({self.variant})' if self.variant else ''} seed {self.seed}"
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that the result depends on."""
+        return digest(
+            {
+                "protocol": self.protocol.hash,
+                "suite": self.suite_protocol.suite_hash,
+                "method": self.method.name,
+                "params": self.method.model_dump(mode="json"),
+                "recipe": self.suite.recipe.model_dump(mode="json"),
+                "seed": self.seed,
+                "order_seed": self.order_seed,
+                "fingerprint": self.fingerprint,
+                "device": self.device_kind,
+                "precision": self.suite.recipe.precision,
+            },
+            16,
+        )
+
+
+def terms(suite_protocol: Protocol, method: Method) -> Protocol:
+    """The suite's card with what `method` does otherwise."""
+    kept = method.resources()
+    return suite_protocol.model_copy(
+        update={
+            "epochs": 0 if method.schedule == "none" else method.epochs or suite_protocol.epochs,
+            "head_masking": method.head_masking,
+            "schedule": method.schedule,
+            "task_id_at_test": kept.task_id_at_test,
+            "buffer_samples": kept.buffer_samples,
+            "replay_batch": kept.replay_batch,
+            "class_statistics": kept.class_statistics,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method that is to be compared, ready built."""
+
+    method: Method
+    variant: str
+    fingerprint: str
+
+
+def cells(
+    suite: Suite, stream: Stream, rows: Iterable[Row], seeds: Sequence[int], order_seed: int, device_kind: str
+) -> list[Cell]:
+    """Every row with every seed, seed by seed, so that a table is balanced at any time."""
+    card = suite.protocol(stream, order_seed)
+    rows = list(rows)
+    return [
+        Cell(
+            suite=suite,
+            method=row.method,
+            variant=row.variant,
+            fingerprint=row.fingerprint,
+            seed=seed,
+            order_seed=order_seed,
+            device_kind=device_kind,
+            protocol=terms(card, row.method),
+            suite_protocol=card,
+        )
+        for seed in seeds
+        for row in rows
+    ]
+
+
+def forecast_seconds(cell: Cell, records: Iterable[Record]) -> float | None:
+    """Seconds that the same row took before on this kind of device, for as many samples; None if never."""
+    times = [
+        sum(cost.train_seconds + cost.warmup_seconds + cost.eval_seconds for cost in record.costs)
+        for record in records
+        if record.status == "done"
+        and (record.suite, record.method) == (cell.suite.name, cell.method.name)
+        and record.protocol.get("epochs") == cell.protocol.epochs
+        and record.origin.device_kind == cell.device_kind
+    ]
+    return sum(times) / len(times) if times else None

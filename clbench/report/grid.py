@@ -1,0 +1,157 @@
+"""Grid: a table as the cells a reader sees, before any markup."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from clbench.metrics import Undefined
+from clbench.row import Number, Row
+from clbench.table import Table
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: plain text, to be escaped by whoever marks it up."""
+
+    text: str
+    best: bool = False
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What every format shows: a caption, a heading per column, the lines, and (mark, words) footnotes."""
+
+    caption: str
+    headings: tuple[str, ...]
+    lines: tuple[tuple[Cell, ...], ...]
+    footnotes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    attribute: str
+    show: Callable[[float], str]
+    better: Literal["high", "low"]
+    of_device: bool = False
+    """Seconds and memory: the best is told only among rows of one device."""
+
+
+def grid(table: Table) -> Grid:
+    """Lay the main columns of a table out; the leaderboard has all of them."""
+    shown = _columns(table.reference)
+    bests = {column.attribute: _best(table, column) for column in shown}
+    several = len(table.devices) > 1
+    lines = []
+    for row in table.rows:
+        method = Cell(f"{row.label}, on {row.device}" if several else row.label, marks=row.marks)
+        numbers = [_number(row, column, bests[column.attribute]) for column in shown]
+        lines.append((Cell(str(row.rank) if isinstance(row.rank, int) else ""), method, _accuracy(row), *numbers))
+    headings = ("#", "Method", f"Average {table.score_name} % ± std (n)", *(column.heading for column in shown))
+    return Grid(_caption(table), tuple(clean(text) for text in headings), tuple(lines), _footnotes(table, shown))
+
+
+def clean(text: str) -> str:
+    """The text on one line without control characters, which could move a terminal's cursor.
+
+    >>> clean("a\\nb\\x1b[31m")
+    'a b [31m'
+    """
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def brief(number: float) -> str:
+    """Three digits, without an exponent where that is readable.
+
+    >>> [brief(x) for x in (0, 0.01234, 1.5, 12.345, 1234.5, 0.0000012)]
+    ['0', '0.0123', '1.50', '12.3', '1,234', '1.2e-06']
+    """
+    size = abs(number)
+    if number == 0 or size < 1e-3:
+        return f"{number:.2g}"
+    places = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3 if size >= 0.1 else 4
+    return f"{number:,.{places}f}"
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.4g}{unit}"
+    return f"{number:.0f}"
+
+
+def _columns(reference: str) -> tuple[_Column, ...]:
+    percent = "{:.2f}".format
+    return (
+        _Column("Forgetting", "forgetting_mean", percent, "low"),
+        _Column("BWT", "bwt_mean", percent, "high"),
+        _Column("Train s", "train_seconds_mean", brief, "low", of_device=True),
+        _Column("ms/ sample", "train_seconds_per_sample", lambda s: brief(1000 * s), "low", of_device=True),
+        _Column(f"× {reference}", "overhead", "{:.2f}".format, "low"),
+        _Column("Peak MiB", "peak_memory_mib", brief, "low", of_device=True),
+        _Column("Trained", "trainable_parameters", _count, "low"),
+        _Column("Stored MiB", "stored_mib", brief, "low"),
+    )
+
+
+def _value(row: Row, attribute: str) -> Number:
+    value: Number = getattr(row, attribute)
+    return value
+
+
+def _best(table: Table, column: _Column) -> float | None:
+    if column.of_device and len(table.devices) > 1:
+        return None
+    values = [_value(row, column.attribute) for row in table.rows if row.status == "done"]
+    numbers = [value for value in values if not isinstance(value, Undefined)]
+    if len(set(numbers)) < 2:
+        return None
+    return max(numbers) if column.better == "high" else min(numbers)
+
+
+def _number(row: Row, column: _Column, best: float | None) -> Cell:
+    value = _value(row, column.attribute)
+    if isinstance(value, Undefined):
+        return Cell(DASH)
+    return Cell(column.show(value), best=row.status == "done" and value == best)
+
+
+def _accuracy(row: Row) -> Cell:
+    if isinstance(row.avg_accuracy_mean, Undefined):
+        return Cell(DASH if row.status == "done" else row.status)
+    std = DASH if isinstance(row.avg_accuracy_std, Undefined) else f"{row.avg_accuracy_std:.2f}"
+    return Cell(f"{row.avg_accuracy_mean:.2f} ± {std} ({row.n_seeds})", best=row.rank == 1)
+
+
+def _caption(table: Table) -> str:
+    tasks = f"{table.tasks} task{'s' if table.tasks != 1 else ''}"
+    parts = [table.suite, f"protocol {table.suite_hash}", table.differs, tasks, *table.devices]
+    return clean(" · ".join(part for part in parts if part))
+
+
+def _footnotes(table: Table, shown: Sequence[_Column]) -> tuple[tuple[str, str], ...]:
+    """The table's own footnotes, then why cells are empty, then which rows were not tested."""
+    notes = [(mark, clean(words)) for mark, words in table.footnotes]
+    where: dict[tuple[str, str], list[str]] = defaultdict(list)
+    named = [("Average", "avg_accuracy_mean"), ("±", "avg_accuracy_std")]
+    finished = [row for row in table.rows if row.n_seeds]
+    for heading, attribute in [*named, *((column.heading, column.attribute) for column in shown)]:
+        for row in finished:
+            value = _value(row, attribute)
+            if isinstance(value, Undefined):
+                where[value.reason, heading].append(row.label)
+    together: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
+    for (reason, heading), labels in where.items():
+        together[reason, tuple(labels)].append(heading)
+    for (reason, rows), headings in together.items():
+        whose = "every row" if len(rows) == len(finished) else ", ".join(rows)
+        notes.append((DASH, clean(f"{', '.join(headings)} of {whose}: {reason}")))
+    if table.untested:
+        notes.append(("#", clean(f"ties not tested for {table.untested}")))
+    return tuple(notes)

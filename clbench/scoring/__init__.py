@@ -1,0 +1,1 @@
+"""Scores: how an answer is marked."""

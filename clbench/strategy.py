@@ -1,0 +1,276 @@
+"""Strategy: the one door to Avalanche; its training template with our loaders, optimiser and loss."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it reports optional quadratic-programming solvers, which we do not use
+    from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.utils import as_classification_dataset
+    from avalanche.core import BasePlugin, SupervisedPlugin
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.templates import SupervisedTemplate
+
+from clbench.errors import BadValue, Diverged
+from clbench.meter import Meter
+from clbench.model import Classifier
+from clbench.recipe import Recipe
+from clbench.seeding import generator
+from clbench.stream import Examples, Task
+from clbench.terms import HeadMasking
+
+HOOKS = frozenset(name for name in dir(SupervisedPlugin) if name.startswith(("before_", "after_")))
+
+
+class Plugin(SupervisedPlugin[Any]):  # type: ignore[misc]
+    """What a method does at Avalanche's hooks, and what it must remember over tasks.
+
+    A misspelt hook would silently never be called, so it is refused when the class is made.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if name.startswith(("before_", "after_")) and name not in HOOKS:
+                raise BadValue(f"{cls.__name__}.{name} is no hook of Avalanche. Known: {', '.join(sorted(HOOKS))}.")
+
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers, strings, lists and dicts that the next task or answering needs."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+    def kept_samples(self) -> int:
+        """How many training samples of past tasks are held."""
+        return 0
+
+    def notes(self) -> dict[str, Any]:
+        """JSON facts about the run that belong in its record."""
+        return {}
+
+
+class Loader:
+    """Batches `[inputs, targets, task indices]` in an order that depends on seed, task and epoch alone."""
+
+    def __init__(
+        self, examples: Examples, task_of: Tensor, batch_size: int, device: torch.device, seed: int | None
+    ) -> None:
+        self.examples, self.task_of, self.batch_size = examples, task_of, batch_size
+        self.device, self.seed, self.epoch = device, seed, 0
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        order = torch.arange(len(self.examples))
+        if self.seed is not None:
+            order = torch.randperm(len(order), generator=generator(self.seed, "order", self.epoch))
+            self.epoch += 1
+        for indices in order.split(self.batch_size):
+            inputs, targets = self.examples.batch(indices, self.device)
+            yield [inputs, targets, self.task_of[indices].to(self.device)]
+
+
+class Strategy(SupervisedTemplate[Any, Any, Any]):  # type: ignore[misc]
+    """Avalanche's supervised template on our terms; see `runner` for who calls it.
+
+    Plugins may use `model`, `mb_x`, `mb_y`, `mb_output`, `loss`, `clock`, `examples` (the task's
+    training data), `task_index`, `task_classes`, `seen_classes` (both sorted index tensors) and may
+    set `allowed` (`[classes]` or `[batch, classes]` bool) to say which logits the loss sees.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Classifier,
+        recipe: Recipe,
+        plugins: Sequence[BasePlugin[Any]],
+        meter: Meter,
+        device: torch.device,
+        seed: int,
+        on_epoch: Callable[[int, int, float], None] = lambda epoch, epochs, loss: None,
+    ) -> None:
+        unused = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)  # replaced at each task
+        super().__init__(
+            model=model,
+            optimizer=unused,
+            train_mb_size=recipe.batch_size,
+            train_epochs=recipe.epochs,
+            eval_mb_size=recipe.eval_batch_size,
+            device=device,
+            plugins=plugins,
+            evaluator=EvaluationPlugin(),
+        )
+        self.recipe, self.meter, self.seed, self.on_epoch = recipe, meter, seed, on_epoch
+        self.head_masking: HeadMasking = "current"
+        self.learning_rate = recipe.learning_rate
+        self.examples: Examples
+        self.task_index = -1
+        self.task_classes = torch.empty(0, dtype=torch.int64, device=self.device)
+        self.seen_classes = torch.empty(0, dtype=torch.int64, device=self.device)
+        self.allowed = torch.zeros(model.classes, dtype=torch.bool, device=self.device)
+        self._seen = torch.zeros_like(self.allowed)
+        self._task_of = torch.empty(0, dtype=torch.int64)
+        self._answers: list[Tensor] = []
+        self._margins: list[Tensor] = []
+
+    # learning
+
+    def learn(self, index: int, task: Task) -> None:
+        """Train on one task; the meter runs from before the first hook to after the last."""
+        self.examples, self.task_index = task.train, index
+        self._task_of = torch.full((len(task.train),), index, dtype=torch.int64)
+        self.see(task.classes)
+        self.train_mb_size, self.eval_mb_size = self.recipe.batch_size, self.recipe.eval_batch_size
+        self.meter.start()
+        self.train(self._experience(task.train), eval_streams=[])
+
+    def see(self, classes: Sequence[int]) -> None:
+        """Make `classes` the current task's and add them to those seen."""
+        self.task_classes = torch.tensor(sorted(classes), device=self.device)
+        self._seen[self.task_classes] = True
+        self.seen_classes = self._seen.nonzero().flatten()
+        if self.head_masking == "seen":
+            self.allowed = self._seen.clone()
+        else:
+            self.allowed = torch.zeros_like(self._seen)
+            self.allowed[self.task_classes] = True
+
+    @staticmethod
+    def _experience(examples: Examples) -> Any:
+        dataset = as_classification_dataset(_Targeted(examples))
+        return benchmark_from_datasets(train=[dataset]).train_stream[0]
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        """Our loader; Avalanche's own where a plugin has changed the data."""
+        if self.adapted_dataset is not None and len(self.adapted_dataset) != len(self.examples):
+            super().make_train_dataloader(**kwargs)
+            return
+        seed = generator(self.seed, "order", self.task_index).initial_seed()
+        self.dataloader = Loader(self.examples, self._task_of, self.train_mb_size, self.device, seed)
+
+    def make_eval_dataloader(self, **kwargs: Any) -> None:
+        """Our loader, in the order given."""
+        self.dataloader = Loader(self.examples, self._task_of, self.eval_mb_size, self.device, None)
+
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        """Nothing: methods change the model themselves."""
+        return self.model
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """A fresh optimiser over what is trainable now (Avalanche's would take the frozen weights too)."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not parameters:
+            return
+        recipe = self.recipe
+        if recipe.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(
+                parameters, lr=self.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            )
+        else:
+            kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+            self.optimizer = kind(parameters, lr=self.learning_rate, weight_decay=recipe.weight_decay)
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        """One pass; the loss is looked at once, at its end, so that no step waits for the device."""
+        total, count = torch.zeros((), device=self.device), 0
+        for self.mbatch in self.dataloader:
+            if self._stop_training:
+                break
+            first = self.clock.train_exp_iterations == 0
+            with self.meter.first_step() if first else contextlib.nullcontext():
+                self._training_step(**kwargs)
+            total += self.loss.detach().squeeze()
+            count += 1
+        loss = float(total) / max(1, count)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise Diverged(
+                f"the loss became {loss} in epoch {self.clock.train_exp_epochs + 1} of task {self.task_index + 1}; "
+                "lower the learning rate or the penalty weight."
+            )
+        self.on_epoch(self.clock.train_exp_epochs + 1, self.train_epochs, loss)
+
+    def _training_step(self, **kwargs: Any) -> None:
+        self._unpack_minibatch()
+        self._before_training_iteration(**kwargs)
+        self.optimizer.zero_grad()
+        self.loss = self._make_empty_loss()
+        self._before_forward(**kwargs)
+        self.mb_output = self.forward()
+        self._after_forward(**kwargs)
+        self.loss += self.criterion()
+        self._before_backward(**kwargs)
+        self.backward()
+        self._after_backward(**kwargs)
+        self._before_update(**kwargs)
+        self.optimizer_step()
+        self._after_update(**kwargs)
+        self._after_training_iteration(**kwargs)
+
+    def forward(self) -> Tensor:
+        """Logits of the mini-batch, under autocast where the recipe asks for it."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            logits: Tensor = self.model(self.mb_x)
+        return logits.float()
+
+    def criterion(self) -> Tensor:
+        """Cross-entropy over the allowed logits; nothing while scoring."""
+        if not self.is_training:
+            return self._make_empty_loss()
+        masked = self.mb_output.masked_fill(~self.allowed, float("-inf"))
+        return nn.functional.cross_entropy(masked, self.mb_y)
+
+    # scoring
+
+    def answer(
+        self, examples: Examples, task_of: Tensor, batch_size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Predicted classes among those seen, and how far the best logit lies above the next.
+
+        `task_of` `[n]` holds the true task of each example, for methods that declare they use it.
+        Both results are `[n]`, on the CPU.
+        """
+        self.examples, self._task_of = examples, task_of
+        self.eval_mb_size = batch_size or self.recipe.eval_batch_size
+        self._answers, self._margins = [], []
+        self.eval(self._experience(examples))
+        return torch.cat(self._answers).cpu(), torch.cat(self._margins).cpu()
+
+    def eval_epoch(self, **kwargs: Any) -> None:
+        """One pass over the examples, keeping the answers."""
+        for self.mbatch in self.dataloader:
+            self._unpack_minibatch()
+            self._before_eval_iteration(**kwargs)
+            self._before_eval_forward(**kwargs)
+            self.mb_output = self.forward()
+            self._after_eval_forward(**kwargs)
+            best = self.mb_output.masked_fill(~self._seen, float("-inf")).topk(min(2, self.mb_output.shape[1]), dim=1)
+            self._answers.append(best.indices[:, 0])
+            self._margins.append(best.values[:, 0] - best.values[:, -1])
+            self._after_eval_iteration(**kwargs)
+
+
+class _Targeted(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Examples as Avalanche wants them; targets are only looked at when asked for."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._examples[index]
+
+    @property
+    def targets(self) -> list[int]:
+        targets: list[int] = self._examples.targets.tolist()
+        return targets

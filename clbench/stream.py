@@ -1,0 +1,209 @@
+"""Streams: tasks one after another, each with training, validation and test examples."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from clbench.errors import BadValue, LeakError
+
+
+class Examples(Protocol):
+    """What a task's data must offer; images and text differ only in what a batch holds."""
+
+    targets: Tensor
+    """`[n]` int64 class indices, counted over the whole stream."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets at `indices`, on `device`."""
+        ...
+
+    def sha256(self) -> str:
+        """Hash of inputs and targets in order."""
+        ...
+
+
+class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Images in memory: `images` `[n, channels, height, width]` uint8, `targets` `[n]` int64."""
+
+    def __init__(self, images: Tensor, targets: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(targets):
+            raise BadValue(
+                f"images must be uint8 [n, channels, height, width] with one target each; "
+                f"got {images.dtype} {list(images.shape)} and {len(targets)} targets."
+            )
+        self.images, self.targets = images, targets.to(torch.int64)
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.targets[index])
+
+    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and targets at `indices`; the whole set moves to the device once."""
+        if device not in self._on:
+            self._on[device] = (self.images.to(device), self.targets.to(device))
+        images, targets = self._on[device]
+        indices = indices.to(device)
+        return images[indices], targets[indices]
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
+        """The examples at `indices`, in that order."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return ImageSet(self.images[chosen], self.targets[chosen])
+
+    def sha256(self) -> str:
+        """Hash of pixels and targets in order."""
+        total = hashlib.sha256()
+        for tensor in (self.images, self.targets):
+            total.update(str(list(tensor.shape)).encode())
+            total.update(tensor.contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+
+class Union(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Several sets of examples as one, in order; of the same kind as its parts."""
+
+    def __init__(self, parts: Sequence[Examples]) -> None:
+        self.parts = tuple(parts)
+        self.targets = torch.cat([part.targets for part in parts])
+        sizes = torch.tensor([len(part) for part in parts])
+        self._ends = torch.cumsum(sizes, 0)
+        self._starts = self._ends - sizes
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        part = int(torch.searchsorted(self._ends, index, right=True))
+        return self.parts[part][index - int(self._starts[part])]
+
+    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets at `indices`, gathered from the parts."""
+        which = torch.searchsorted(self._ends, indices, right=True)
+        inputs: list[Tensor] = []
+        targets: list[Tensor] = []
+        places: list[Tensor] = []
+        for part in which.unique().tolist():
+            at = (which == part).nonzero().flatten()
+            x, y = self.parts[part].batch(indices[at] - self._starts[part], device)
+            inputs.append(x)
+            targets.append(y)
+            places.append(at)
+        back = torch.argsort(torch.cat(places)).to(device)
+        return torch.cat(inputs)[back], torch.cat(targets)[back]
+
+    def sha256(self) -> str:
+        """Hash over the parts' hashes."""
+        return hashlib.sha256("".join(part.sha256() for part in self.parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. `validation` is split from train; `classes` are indices over the whole stream."""
+
+    name: str
+    train: Examples
+    validation: Examples
+    test: Examples
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The tasks in the order in which they are taught."""
+
+    tasks: tuple[Task, ...]
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are in all."""
+        return 1 + max(c for task in self.tasks for c in task.classes)
+
+    def sha256(self) -> str:
+        """Hash of every split of every task in order: names, classes, inputs, targets."""
+        total = hashlib.sha256()
+        for task in self.tasks:
+            total.update(f"{task.name}{task.classes}".encode())
+            for part in (task.train, task.validation, task.test):
+                total.update(part.sha256().encode())
+        return total.hexdigest()
+
+    def sealed(self) -> tuple[Stream, Vault]:
+        """The same stream with test examples that raise `LeakError` while the vault is closed."""
+        vault = Vault()
+        tasks = tuple(replace(task, test=Sealed(task.test, vault)) for task in self.tasks)
+        return Stream(tasks, self.class_names), vault
+
+
+@dataclass
+class Vault:
+    """The lock on the test examples; the runner opens it only to score."""
+
+    is_open: bool = False
+    reads: int = 0
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Allow reading for the length of the block."""
+        self.is_open = True
+        try:
+            yield
+        finally:
+            self.is_open = False
+
+    def check(self) -> None:
+        """Raise `LeakError` while closed."""
+        if not self.is_open:
+            raise LeakError("test examples were read while learning; a method may only read the task's training data.")
+        self.reads += 1
+
+
+@dataclass
+class Sealed(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Examples behind a vault: their number is known, their content only while it is open."""
+
+    examples: Examples
+    vault: Vault
+    _hash: str = field(default="", init=False)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def targets(self) -> Tensor:  # type: ignore[override]
+        """The targets, while the vault is open."""
+        self.vault.check()
+        return self.examples.targets
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.vault.check()
+        return self.examples[index]
+
+    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets at `indices`, while the vault is open."""
+        self.vault.check()
+        return self.examples.batch(indices, device)
+
+    def sha256(self) -> str:
+        """Hash of the examples, for the protocol card; tells nothing to a learner."""
+        return self.examples.sha256()

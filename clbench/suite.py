@@ -1,0 +1,73 @@
+"""Suite: a stream, a backbone, a recipe, a score, and the methods to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from clbench import backbones
+from clbench.protocol import Protocol
+from clbench.recipe import Recipe
+from clbench.stream import Stream
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of a comparison: a method by name, with settings where they are not the method's own."""
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+    """What tells this row from another of the same method; empty for the plain one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A published or expected figure to hold ours against."""
+
+    method: str
+    metric: str
+    value: float
+    tolerance: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What is taught, to what, how, and who competes."""
+
+    name: str
+    make_stream: Callable[[int], Stream]
+    """order_seed -> stream; 0 is the natural order."""
+    stream_name: str
+    backbone: str
+    recipe: Recipe
+    transform: str
+    normalisation: str
+    contenders: tuple[Contender, ...]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings of a method that this suite has tuned: method -> field -> value."""
+    score: str = "accuracy"
+    references: tuple[Reference, ...] = ()
+
+    def stream(self, order_seed: int = 0) -> Stream:
+        """The tasks in the order of `order_seed`."""
+        return self.make_stream(order_seed)
+
+    def protocol(self, stream: Stream, order_seed: int) -> Protocol:
+        """The suite's own card; a method's terms are put in by the runner."""
+        return Protocol(
+            suite=self.name,
+            stream=self.stream_name,
+            stream_sha256=stream.sha256(),
+            order_seed=order_seed,
+            tasks=len(stream),
+            backbone=self.backbone,
+            weights_sha256=backbones.weights_sha256(self.backbone),
+            transform=self.transform,
+            normalisation=self.normalisation,
+            score=self.score,
+            epochs=self.recipe.epochs,
+            batch_size=self.recipe.batch_size,
+        )

@@ -1,0 +1,364 @@
+"""Table: the records of one suite and protocol as ranked rows, one per method, variant and device."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from clbench import metrics, stats
+from clbench.metrics import Undefined
+from clbench.protocol import METHOD_TERMS, digest
+from clbench.record import Record, TaskCosts
+from clbench.row import Number, Row
+from clbench.stats import Outcomes, Spread, spread
+
+# Overhead needs one method whose step is the plain training step that all others extend. This is the one place of
+# the harness that names it; every function takes another as `reference`.
+REFERENCE_METHOD = "seqlora"
+
+MIB = 2**20
+
+Run = tuple[int, int]
+"""Order seed and initialisation seed: what pairs the runs of two methods."""
+ReadOutcomes = Callable[[Record], Outcomes | None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one suite and one protocol hash: ranked ones first, then stale, failed and unsupported ones."""
+
+    suite: str
+    suite_hash: str
+    tasks: int
+    score_name: str
+    reference: str
+    rows: tuple[Row, ...]
+    footnotes: tuple[tuple[str, str], ...]
+    """(mark, words) in order of the marks."""
+    differs: str
+    """Where the protocol differs from the suite's other tables: 'order_seed 1'; '' for the only table."""
+    untested: str
+    """Which rows no paired test covers, and why; '' for none."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices of its rows."""
+        return tuple(sorted({row.device for row in self.rows}))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The runs behind one row."""
+
+    records: tuple[Record, ...]
+    stale: bool
+    left_out: int
+
+    @cached_property
+    def done(self) -> tuple[Record, ...]:
+        return tuple(record for record in self.records if record.status == "done")
+
+    @property
+    def status(self) -> Literal["done", "stale", "failed", "unsupported"]:
+        if self.stale:
+            return "stale"
+        if self.done:
+            return "done"
+        return "failed" if any(record.status == "failed" for record in self.records) else "unsupported"
+
+
+def make_tables(
+    records: Iterable[Record],
+    *,
+    stale: Collection[str] = (),
+    outcomes: ReadOutcomes = lambda record: None,
+    reference: str = REFERENCE_METHOD,
+) -> tuple[Table, ...]:
+    """One table per suite and protocol hash, in a stable order.
+
+    `stale` are keys of records whose method has changed since; they are never averaged with fresh ones. `outcomes`
+    reads what a run answered per example (see `stats`), None where that was not kept. `reference` is the method
+    (without variant) that overheads are relative to.
+    """
+    exams: dict[tuple[str, int, str], list[Record]] = defaultdict(list)
+    for record in records:
+        exams[record.suite, record.order_seed, record.suite_hash].append(record)
+    return tuple(
+        _table(exams[exam], frozenset(stale), outcomes, reference, _differs(exam, exams)) for exam in sorted(exams)
+    )
+
+
+def _table(
+    records: Sequence[Record], stale: Collection[str], outcomes: ReadOutcomes, reference: str, differs: str
+) -> Table:
+    groups = _groups(records, stale)
+    rows = [_row(group, _overhead(group, groups, reference)) for group in groups]
+    rows, untested = _ranked(rows, groups, outcomes)
+    rows.sort(key=_place)
+    rows, footnotes = _marked(rows)
+    first = records[0]
+    return Table(
+        first.suite, first.suite_hash, len(first.tasks), first.score_name, reference,
+        tuple(rows), footnotes, differs, untested,
+    )  # fmt: skip
+
+
+def _differs(exam: tuple[str, int, str], exams: Mapping[tuple[str, int, str], Sequence[Record]]) -> str:
+    """The protocol terms, and their values here, that vary between the tables of one suite."""
+    cards = [group[0].suite_protocol for key, group in exams.items() if key[0] == exam[0]]
+    mine = exams[exam][0].suite_protocol
+    terms = [term for term in mine if term not in METHOD_TERMS and any(c.get(term) != mine[term] for c in cards)]
+    return ", ".join(f"{term} {str(mine[term])[:12]}" for term in terms)
+
+
+def _device(record: Record) -> str:
+    origin = record.origin
+    return origin.device if origin.precision == "float32" else f"{origin.device}, {origin.precision}"
+
+
+def _groups(records: Sequence[Record], stale: Collection[str]) -> list[_Group]:
+    """Runs of equal method, settings and device; stale ones only where there is no fresh one."""
+    cells: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for r in records:
+        cells[r.method, r.variant, _device(r), digest([r.params, r.recipe])].append(r)
+    groups = []
+    for _, cell in sorted(cells.items()):
+        fresh = [record for record in cell if record.key not in stale]
+        newest = max(cell, key=lambda record: record.origin.started).fingerprint
+        chosen = fresh or [record for record in cell if record.fingerprint == newest]
+        groups.append(_Group(_one_per_run(chosen), not fresh, len(cell) - len(chosen)))
+    return groups
+
+
+def _one_per_run(records: Sequence[Record]) -> tuple[Record, ...]:
+    """The best record of each run: a finished one before a failed one, then the latest."""
+    runs: dict[Run, Record] = {}
+    for record in sorted(records, key=lambda r: (r.status == "done", r.origin.started)):
+        runs[_run(record)] = record
+    return tuple(runs[run] for run in sorted(runs))
+
+
+def _run(record: Record) -> Run:
+    return record.order_seed, record.seed
+
+
+def _row(group: _Group, overhead: Number) -> Row:
+    first, reason = group.records[0], _unfinished(group.records)
+    if group.stale:
+        reason = "; ".join(filter(None, (reason, "the method's source has changed since")))
+
+    def over_seeds(read: Callable[[Record], Number], scale: float = 1.0) -> Spread:
+        if not group.done:
+            return Spread(Undefined(reason), Undefined(reason), 0)
+        values = [read(record) for record in group.done]
+        return spread([value if isinstance(value, Undefined) else scale * value for value in values])
+
+    def cost(read: Callable[[tuple[TaskCosts, ...]], Number]) -> Spread:
+        return over_seeds(lambda r: read(r.costs) if r.costs else Undefined("no costs recorded"))
+
+    accuracy = over_seeds(lambda r: metrics.average_accuracy(r.scores), 100)
+    incremental = over_seeds(lambda r: metrics.average_incremental_accuracy(r.scores), 100)
+    forgetting = over_seeds(lambda r: metrics.forgetting(r.scores), 100)
+    bwt = over_seeds(lambda r: metrics.bwt(r.scores), 100)
+    seconds = cost(lambda costs: sum(c.train_seconds for c in costs))
+    parameters = cost(lambda costs: max(c.trainable_parameters for c in costs)).mean
+    return Row(
+        suite=first.suite,
+        protocol=first.suite_hash,
+        method=first.method,
+        variant=first.variant,
+        n_seeds=len(group.done),
+        avg_accuracy_mean=accuracy.mean,
+        avg_accuracy_std=accuracy.std,
+        avg_accuracy_pooled_mean=over_seeds(
+            lambda r: metrics.average_accuracy_pooled(r.scores, r.test_sizes), 100
+        ).mean,
+        avg_incremental_accuracy_mean=incremental.mean,
+        avg_incremental_accuracy_std=incremental.std,
+        learning_accuracy_mean=over_seeds(lambda r: metrics.learning_accuracy(r.scores), 100).mean,
+        forgetting_mean=forgetting.mean,
+        forgetting_std=forgetting.std,
+        bwt_mean=bwt.mean,
+        bwt_std=bwt.std,
+        bwt_trace_mean=over_seeds(lambda r: metrics.bwt_trace(r.scores), 100).mean,
+        bwt_treelora_mean=over_seeds(lambda r: metrics.bwt_treelora(r.scores), 100).mean,
+        train_seconds_mean=seconds.mean,
+        train_seconds_std=seconds.std,
+        train_seconds_per_sample=cost(_seconds_per_sample).mean,
+        overhead=overhead,
+        eval_seconds_mean=cost(lambda costs: sum(c.eval_seconds for c in costs)).mean,
+        peak_memory_mib=cost(lambda costs: max(c.peak_memory_mib for c in costs)).mean,
+        trainable_parameters=parameters if isinstance(parameters, Undefined) else round(parameters),
+        stored_mib=cost(lambda costs: costs[-1].stored_bytes / MIB).mean,
+        flops_per_step=cost(_flops).mean,
+        device=_device(first),
+        epochs_differ=any(r.protocol.get("epochs") != r.suite_protocol.get("epochs") for r in group.done),
+        marks=tuple(_remarks(group.records, stale=group.stale, left_out=group.left_out)),
+        status=group.status,
+        reason=reason,
+        rank=Undefined("not ranked"),
+        tied_with=(),
+    )
+
+
+def _seconds_per_sample(costs: Sequence[TaskCosts]) -> Number:
+    samples = sum(cost.train_samples for cost in costs)
+    return sum(cost.train_seconds for cost in costs) / samples if samples else Undefined("no timed training samples")
+
+
+def _flops(costs: Sequence[TaskCosts]) -> Number:
+    counted = [cost.flops_per_step for cost in costs if cost.flops_per_step is not None]
+    return sum(counted) / len(counted) if len(counted) == len(costs) else Undefined("FLOPs were not counted")
+
+
+def _overhead(group: _Group, groups: Sequence[_Group], reference: str) -> Number:
+    """Mean over common seeds of the seconds per sample relative to the reference's, on one device."""
+    if group.stale or not group.done:
+        return Undefined(group.status)
+    device, recipe = _device(group.records[0]), group.records[0].recipe
+    others = [
+        other
+        for other in groups
+        if other.done and not other.stale and (other.done[0].method, other.done[0].variant) == (reference, "")
+        if _device(other.records[0]) == device
+    ]
+    if not others:
+        return Undefined(f"no finished run of {reference} on this device")
+    other = max(others, key=lambda other: other.records[0].recipe == recipe)
+    mine, theirs = _uncontended(group), _uncontended(other)
+    if not mine or not theirs:
+        return Undefined(f"no timed run of {'it' if theirs else reference} that had the device to itself")
+    ratios = [mine[run] / theirs[run] for run in mine if theirs.get(run, 0.0) > 0]
+    return sum(ratios) / len(ratios) if ratios else Undefined(f"no seed and thread count in common with {reference}")
+
+
+def _uncontended(group: _Group) -> dict[tuple[Run, int], float]:
+    """Seconds per sample of the runs that had the device to themselves, by run and thread count."""
+    timed = {(_run(r), r.origin.threads): _seconds_per_sample(r.costs) for r in group.done if not r.contended}
+    return {run: seconds for run, seconds in timed.items() if not isinstance(seconds, Undefined)}
+
+
+def _ranked(rows: Sequence[Row], groups: Sequence[_Group], outcomes: ReadOutcomes) -> tuple[list[Row], str]:
+    """The rows with rank and ties, and in words which rows could not be tested."""
+    means = {i: row.avg_accuracy_mean for i, row in enumerate(rows) if row.status == "done"}
+    finished = {i: mean for i, mean in means.items() if not isinstance(mean, Undefined)}
+    places = list(finished)
+    read: list[dict[Run, Outcomes]] = [
+        {_run(r): kept for r in groups[i].done if (kept := outcomes(r)) is not None} for i in places
+    ]
+    tests = stats.paired_tests(read)
+    ties = {pair: stats.tied(p) for pair, p in tests.items()}
+    answer = list(rows)
+    several = len({rows[i].device for i in places}) > 1
+    labels = [f"{rows[i].label} on {rows[i].device}" if several else rows[i].label for i in places]
+    for j, (i, rank) in enumerate(zip(places, stats.rank(list(finished.values()), ties), strict=True)):
+        equals = tuple(labels[k] for k in range(len(places)) if ties.get((min(j, k), max(j, k)), False))
+        answer[i] = replace(rows[i], rank=rank, tied_with=equals)
+    failures: dict[str, list[str]] = defaultdict(list)
+    for j, label in enumerate(labels):
+        mine = [p for pair, p in tests.items() if j in pair]
+        why = [p.reason for p in mine if isinstance(p, Undefined)]
+        if why and len(why) == len(mine):
+            failures[why[0]].append(label)
+    return answer, "; ".join(f"{', '.join(these)}: {why}" for why, these in failures.items())
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """Sort key: rank, accuracy, then the rows without them by status and name."""
+    status = ("done", "stale", "failed", "unsupported").index(row.status)
+    rank = row.rank if isinstance(row.rank, int) else 0
+    accuracy = 0.0 if isinstance(row.avg_accuracy_mean, Undefined) else row.avg_accuracy_mean
+    return status, rank, -accuracy, row.label, row.device
+
+
+def _marked(rows: Sequence[Row]) -> tuple[list[Row], tuple[tuple[str, str], ...]]:
+    """Replace each row's remarks by letters, equal remarks by the same one."""
+    words = list(dict.fromkeys(text for row in rows for text in row.marks))
+    letters = {text: _letter(i) for i, text in enumerate(words)}
+    marked = [replace(row, marks=tuple(letters[text] for text in row.marks)) for row in rows]
+    return marked, tuple((letter, text) for text, letter in letters.items())
+
+
+def _letter(i: int) -> str:
+    """Marks in order: a to z, aa, ab, and so on."""
+    return (_letter(i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
+
+
+def _departures(record: Record) -> str:
+    """The method's terms in which a cell's protocol differs from its suite's, in words; '' for none.
+
+    >>> _departures(Record.example(protocol={"epochs": 5, "head_masking": "seen", "buffer_samples": 200}))
+    'head_masking seen instead of current; buffer_samples 200 instead of unset'
+    """
+    mine, suites = record.protocol, record.suite_protocol
+    return "; ".join(
+        f"{term} {_word(mine.get(term))} instead of {_word(suites.get(term))}"
+        for term in METHOD_TERMS
+        if mine.get(term) != suites.get(term)
+    )
+
+
+def _failed_audit(record: Record) -> str:
+    """What the answers depended on and must not; '' where the audit passed or was not made.
+
+    Task labels may change the answers of a method that declares that it uses them at test.
+    """
+    audit = record.audit
+    if audit is None:
+        return ""
+    causes = [("the batch they came in", audit.batch_flips)]
+    if not record.protocol.get("task_id_at_test", False):
+        causes.append(("the task labels", audit.label_flips))
+    found = [f"{cause} ({flips} of {audit.samples} changed)" for cause, flips in causes if flips]
+    return f"failed audit: answers depend on {' and on '.join(found)}" if found else ""
+
+
+def _unfinished(records: Sequence[Record]) -> str:
+    """Which runs of a row were not done, and why; '' where all were.
+
+    >>> _unfinished([Record.example(), Record.example(status="failed", reason="loss is not finite")])
+    '1 of 2 runs failed: loss is not finite'
+    """
+    parts = []
+    for status in ("failed", "unsupported"):
+        these = [record for record in records if record.status == status]
+        reasons = dict.fromkeys(record.reason or "no reason recorded" for record in these)
+        if these:
+            count = f"{len(these)} of {len(records)} runs " if len(these) < len(records) else ""
+            parts.append(f"{count}{status}: {', '.join(reasons)}")
+    return "; ".join(parts)
+
+
+def _remarks(records: Sequence[Record], *, stale: bool, left_out: int) -> Iterator[str]:
+    """All remarks on the runs of one row, each a footnote.
+
+    `stale`: the runs were made by an older source of the method; `left_out`: stale runs that newer ones replace.
+    """
+    done = [record for record in records if record.status == "done"]
+    if stale:
+        yield "stale: the method's source has changed since these runs"
+    if _unfinished(records):
+        yield _unfinished(records)
+    if left_out:
+        yield f"{left_out} stale {_runs(left_out)} of an older source left out"
+    yield from dict.fromkeys(text for record in done if (text := _departures(record)))
+    yield from dict.fromkeys(text for record in done if (text := _failed_audit(record)))
+    contended = sum(record.contended for record in done)
+    if contended:
+        yield f"{contended} of {len(done)} {_runs(len(done))} shared the device with others; not in the overhead"
+    threads = sorted({record.origin.threads for record in done if record.origin.device_kind == "cpu"})
+    if len(threads) > 1:
+        yield f"seconds are of runs with {' and '.join(map(str, threads))} threads"
+
+
+def _runs(count: int) -> str:
+    return "run" if count == 1 else "runs"
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "unset"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

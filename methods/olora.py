@@ -1,0 +1,86 @@
+"""O-LoRA: a new LoRA for each task, pushed to be orthogonal to the frozen past ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from clbench.adapters.lora import LoRA
+from clbench.method import Method, Resources, Search, Workbench
+from clbench.strategy import Plugin, Strategy
+
+
+def overlap(past: Tensor, live: Tensor, norm: Literal["l1", "l2sq"]) -> Tensor:
+    """Sum over layers, parts and past tasks of |A_i A_t'| entries, or of their squares.
+
+    past: `[layers, tasks, parts, rank, width]`, live: `[layers, parts, rank, width]`. Zero exactly
+    where the row spaces are orthogonal.
+    """
+    products = torch.einsum("ltpri,lpsi->ltprs", past, live)
+    return products.abs().sum() if norm == "l1" else products.square().sum()
+
+
+class _Orthogonal(Plugin):
+    def __init__(self, method: OLoRA, bench: Workbench, lora: LoRA) -> None:
+        super().__init__()
+        self.method, self.bench, self.lora = method, bench, lora
+        self.past: Tensor | None = None
+        self.last_penalty: Tensor | None = None
+
+    def before_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Freeze the last task's pairs; all past ones are summed into the effective weights."""
+        if strategy.task_index > 0:
+            self.lora.retire(self.bench.generator("fresh pair", strategy.task_index))
+            self.past = torch.stack([self._matrices(layer, past=True) for layer in self.lora.layers])
+
+    def _matrices(self, layer: Any, past: bool) -> Tensor:
+        """`[(tasks,) parts, rank, width]` on the chosen side."""
+        if self.method.side == "A":
+            matrix = layer.past_down if past else layer.down
+            return matrix.unflatten(-2, (len(layer.sizes), layer.rank))
+        matrix = layer.past_up if past else layer.up
+        return torch.stack([part.transpose(-1, -2) for part in matrix.split(layer.sizes, dim=-2)], dim=-3)
+
+    def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Add both penalties."""
+        if self.past is not None and self.method.penalty_weight:
+            live = torch.stack([self._matrices(layer, past=False) for layer in self.lora.layers])
+            penalty = overlap(self.past, live, self.method.norm)
+            self.last_penalty = penalty.detach()
+            strategy.loss += self.method.penalty_weight * penalty
+        if self.method.size_weight:
+            squares = torch.stack([p.square().sum() for p in self.lora.parameters()])
+            strategy.loss += self.method.size_weight * squares.sum().sqrt()
+
+    def notes(self) -> dict[str, Any]:
+        """The penalty at the last step, so that a penalty that does nothing is seen."""
+        return {} if self.last_penalty is None else {"last_penalty": float(self.last_penalty)}
+
+
+class OLoRA(Method):
+    """Wang et al., Findings of EMNLP 2023: L + λ1 Σ_i<t |A_i A_t'| + λ2 |new pair|.
+
+    Old pairs are frozen and all of them are summed in training and at test; there is no router. The
+    paper writes squared overlaps on the factor that spans the update, its released code an L1 norm on
+    A, the input side, which is what keeps old inputs undisturbed: the default here. Both are options.
+    """
+
+    name = "olora"
+    paper = "Wang et al. 2023"
+
+    penalty_weight: Annotated[float, Search(0.01, 10)] = Field(default=0.5, ge=0, description="λ1")
+    size_weight: float = Field(default=0.0, ge=0, description="λ2")
+    norm: Literal["l1", "l2sq"] = Field(default="l1", description="of the overlaps: released code or paper")
+    side: Literal["A", "B"] = Field(default="A", description="factor that is kept orthogonal")
+
+    def resources(self) -> Resources:
+        """One pair of factors a task."""
+        return Resources(stored_mib_per_task=256.0)
+
+    def plugins(self, bench: Workbench) -> Sequence[Plugin]:
+        """A LoRA that is retired at each new task."""
+        return [_Orthogonal(self, bench, bench.lora())]
