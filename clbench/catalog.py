@@ -19,7 +19,7 @@ from clbench.backbones import CONTENTS as BACKBONES
 from clbench.contents import Entry
 from clbench.errors import BadValue, ClbenchError, UnknownName
 from clbench.methods import CONTENTS as _METHODS
-from clbench.suites import CONTENTS as _SUITES
+from clbench.suites import CONTENTS as _LISTED
 
 if TYPE_CHECKING:
     from clbench.method import Method
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKBONES", "MethodType", "current_fingerprints", "method_type", "methods", "rows", "suite", "suites"]
 
+_SUITES: dict[str, Entry] = {
+    **_LISTED,
+    "tiny": Entry("clbench.tiny:tiny", "random patterns on a random ViT, for trying things out in seconds"),
+}
 ENTRY_POINTS = "clbench.methods"
 """Installed packages may register a method: name = "package.module:Class"."""
 

@@ -1,0 +1,49 @@
+"""tiny: random patterns on a random ViT, for laws, tests and trying things out in seconds."""
+
+from __future__ import annotations
+
+import torch
+
+from clbench.recipe import Recipe
+from clbench.seeding import generator
+from clbench.stream import ImageSet, Stream, Task
+from clbench.suite import Contender, Suite
+
+CLASSES_PER_TASK = 2
+TRAIN, VALIDATION, TEST = 32, 8, 16
+"""Images of a class."""
+
+
+def images(label: int, part: str, count: int) -> torch.Tensor:
+    """`[count, 1, 8, 8]` uint8: the class's own random pattern with noise."""
+    pattern = torch.rand(8, 8, generator=generator(0, "tiny", label))
+    noise = torch.randn(count, 1, 8, 8, generator=generator(0, "tiny", label, part)) * 0.25
+    return ((pattern + noise).clamp(0, 1) * 255).to(torch.uint8)
+
+
+def stream(order_seed: int = 0, tasks: int = 3) -> Stream:
+    """`tasks` tasks of two classes; the first ones do not depend on how many follow."""
+
+    def part(classes: tuple[int, ...], name: str, count: int) -> ImageSet:
+        pictures = torch.cat([images(c + 100 * order_seed, name, count) for c in classes])
+        return ImageSet(pictures, torch.tensor(classes).repeat_interleave(count))
+
+    made = []
+    for first in range(0, tasks * CLASSES_PER_TASK, CLASSES_PER_TASK):
+        classes = tuple(range(first, first + CLASSES_PER_TASK))
+        parts = part(classes, "train", TRAIN), part(classes, "validation", VALIDATION), part(classes, "test", TEST)
+        made.append(Task(" ".join(map(str, classes)), *parts, classes))
+    return Stream(tuple(made))
+
+
+tiny = Suite(
+    name="tiny",
+    make_stream=stream,
+    stream_name="tiny",
+    backbone="tiny-vit",
+    recipe=Recipe(epochs=3, batch_size=16, learning_rate=1e-2, lora_rank=2, lora_alpha=2),
+    transform="none",
+    normalisation="none",
+    contenders=(Contender("seqlora"), Contender("replay"), Contender("ncm")),
+    settings={"replay": {"buffer_samples": 24, "replay_batch": 8}, "l2p": {"pool": 4, "length": 1, "top": 2}},
+)
