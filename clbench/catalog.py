@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from types import ModuleType, NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -26,7 +28,19 @@ if TYPE_CHECKING:
     from clbench.plan import Row
     from clbench.suite import Suite
 
-__all__ = ["BACKBONES", "MethodType", "current_fingerprints", "method_type", "methods", "rows", "suite", "suites"]
+__all__ = [
+    "BACKBONES",
+    "MethodType",
+    "current_fingerprint",
+    "current_fingerprints",
+    "kind_of",
+    "method_type",
+    "methods",
+    "rows",
+    "settings",
+    "suite",
+    "suites",
+]
 
 _SUITES: dict[str, Entry] = {
     **_LISTED,
@@ -34,6 +48,8 @@ _SUITES: dict[str, Entry] = {
 }
 ENTRY_POINTS = "clbench.methods"
 """Installed packages may register a method: name = "package.module:Class"."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""What a method may be called: its name is also a folder in the store."""
 
 
 def methods() -> dict[str, Entry]:
@@ -67,25 +83,47 @@ class MethodType:
 
 def method_type(spec: str) -> MethodType:
     """The class named by a listed name or by `FILE.py:CLASS`."""
-    if ".py" in spec:
-        return _from_file(spec)
-    listed = methods()
-    if spec not in listed:
-        raise UnknownName("method", spec, listed)
+    place, wanted = _file_and_class(spec)
+    if place:
+        return _from_file(place, wanted)
+    entry = _listed(spec)
     try:
-        cls: type[Method] = listed[spec].load()
+        cls: type[Method] = entry.load()
     except (ImportError, AttributeError) as error:
-        raise ClbenchError(f"the method '{spec}' cannot be loaded from {listed[spec].target}: {error}.") from error
-    return MethodType(cls, fingerprint.of_module(listed[spec].module))
+        raise ClbenchError(f"the method '{spec}' cannot be loaded from {entry.target}: {error}.") from error
+    return MethodType(cls, fingerprint.of_module(entry.module))
 
 
-def _from_file(spec: str) -> MethodType:
-    from clbench.method import Method
+def _listed(name: str) -> Entry:
+    listed = methods()
+    if name not in listed:
+        raise UnknownName("method", name, listed)
+    return listed[name]
 
-    place, _, wanted = spec.partition(":")
+
+def _file_and_class(spec: str) -> tuple[str, str]:
+    """The two parts of `FILE.py:CLASS`; the class may be missing, both are for a listed name.
+
+    >>> _file_and_class("C:/mine.py:Mine"), _file_and_class("mine.py"), _file_and_class("mine")
+    (('C:/mine.py', 'Mine'), ('mine.py', ''), ('', ''))
+    """
+    if spec.endswith(".py"):
+        return spec, ""
+    place, separator, wanted = spec.rpartition(".py:")
+    return (f"{place}.py", wanted) if separator else ("", "")
+
+
+def _existing(place: str) -> Path:
     path = Path(place)
     if not path.is_file():
         raise ClbenchError(f"no file at '{place}'; pass --method FILE.py:CLASS with an existing file.")
+    return path
+
+
+def _from_file(place: str, wanted: str) -> MethodType:
+    from clbench.method import Method
+
+    path = _existing(place)
     module = _import_file(path)
     found = {
         name: value
@@ -100,49 +138,116 @@ def _from_file(spec: str) -> MethodType:
     if wanted not in found:
         raise UnknownName(f"method class in '{place}'", wanted, found)
     cls = found[wanted]
-    if not isinstance(getattr(cls, "name", None), str):
-        raise ClbenchError(f"{wanted} in '{place}' has no name; add a line like: name = \"{wanted.lower()}\".")
-    if cls.name in methods():
-        raise ClbenchError(f"{wanted} in '{place}' calls itself '{cls.name}', which is taken; choose another name.")
+    _refuse_incomplete(cls, wanted, place)
     return MethodType(cls, fingerprint.of_file(path))
+
+
+def _refuse_incomplete(cls: type[Method], wanted: str, place: str) -> None:
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str):
+        raise ClbenchError(f"{wanted} in '{place}' has no name; add a line such as: name = '{wanted.lower()}'.")
+    if not _NAME.fullmatch(name):
+        raise ClbenchError(
+            f"{wanted} in '{place}' calls itself '{name}'; a name is made of letters, digits, '_', '-' and '.'."
+        )
+    if name in methods() or name == "recipe":
+        raise ClbenchError(f"{wanted} in '{place}' calls itself '{name}', which is taken; choose another name.")
+    if inspect.isabstract(cls):
+        lacking = ", ".join(sorted(cls.__abstractmethods__))
+        raise ClbenchError(f"{wanted} in '{place}' lacks {lacking}; see clbench.method.Method for what it must return.")
 
 
 def _import_file(path: Path) -> ModuleType:
     name = f"clbench_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        # Not through the loader, whose cached bytecode may be of an older file of equal size and second.
+        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
     except ClbenchError as error:
         raise ClbenchError(f"'{path}' does not import: {error}") from error
-    except Exception as error:  # whatever a user's file may raise
-        raise ClbenchError(f"'{path}' does not import: {type(error).__name__}: {error}.") from error
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+        words = str(error).splitlines()[0] if str(error) else "no message"
+        raise ClbenchError(f"'{path}' does not import: {type(error).__name__}: {words.rstrip('.')}.") from error
     return module
 
 
+def settings(words: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What `--set` words say: owner -> field -> value; the owner of a bare `field=value` is ''.
+
+    >>> settings(["recipe.epochs=1", "mode=a=b"])
+    {'recipe': {'epochs': '1'}, '': {'mode': 'a=b'}}
+    """
+    said: dict[str, dict[str, str]] = {}
+    for word in words:
+        place, separator, value = word.partition("=")
+        owner, _, field = place.strip().rpartition(".")
+        if not separator or not field:
+            raise BadValue(f"--set takes METHOD.field=value, recipe.field=value or field=value; got '{word}'.")
+        if field in said.setdefault(owner, {}):
+            raise BadValue(f"--set gives '{place}' twice; leave one of the two out.")
+        said[owner][field] = value.strip()
+    return said
+
+
 def rows(suite: Suite, specs: Sequence[str], settings: Mapping[str, Mapping[str, str]]) -> list[Row]:
-    """The methods to compare: the suite's own contenders, or those named, with `--set` words put in."""
+    """The methods to compare: the suite's own contenders, or those named, with `--set` words put in.
+
+    `settings` is owner -> field -> word; '' stands for the only method of the run.
+    """
     from clbench.plan import Row
     from clbench.suite import Contender
 
-    contenders = [Contender(spec) for spec in specs] if specs else list(suite.contenders)
+    contenders = [Contender(spec) for spec in dict.fromkeys(specs)] if specs else list(suite.contenders)
+    kinds = [method_type(contender.method) for contender in contenders]
+    _refuse_namesakes(kinds)
+    spoken = _owned(settings, [kind.cls.name for kind in kinds])
+    changed_recipe = _changed_recipe(suite)
     made: list[Row] = []
-    reached: set[str] = set()
-    for contender in contenders:
-        kind = method_type(contender.method)
+    for contender, kind in zip(contenders, kinds, strict=True):
         name = kind.cls.name
         tuned = dict(suite.settings.get(name, {}))
         base = _built(kind.cls, tuned, name)
-        words = settings.get(name, {})
-        reached.add(name)
-        method = _built(kind.cls, _spoken(kind.cls, words, name, {**tuned, **contender.settings}), name)
-        made.append(Row(method, _variant(suite, name, method, base), kind.fingerprint))
-    unreached = set(settings) - reached
-    if unreached:
-        raise UnknownName("method in this run", sorted(unreached)[0], reached)
+        fields = _spoken(kind.cls, spoken.get(name, {}), name, {**tuned, **contender.settings})
+        method = _built(kind.cls, fields, name)
+        variant = ", ".join(filter(None, (_variant(suite, name, method, base), changed_recipe)))
+        made.append(Row(method, variant, kind.fingerprint))
     return list({(row.method.name, row.variant): row for row in made}.values())
+
+
+def _refuse_namesakes(kinds: Sequence[MethodType]) -> None:
+    first: dict[str, MethodType] = {}
+    for kind in kinds:
+        if first.setdefault(kind.cls.name, kind).fingerprint != kind.fingerprint:
+            raise ClbenchError(f"two methods of this run call themselves '{kind.cls.name}'; rename one of them.")
+
+
+def _owned(settings: Mapping[str, Mapping[str, str]], names: Sequence[str]) -> dict[str, Mapping[str, str]]:
+    """`settings` with every owner among `names`; a bare field goes to the only one."""
+    known = list(dict.fromkeys(names))
+    owned = dict(settings)
+    bare = owned.pop("", {})
+    if bare and len(known) != 1:
+        field, word = next(iter(bare.items()))
+        raise BadValue(
+            f"'--set {field}={word}' does not say whose field it is, and this run has {len(known)} methods; "
+            f"write METHOD.{field}={word} or recipe.{field}={word}."
+        )
+    if bare:
+        owned[known[0]] = {**owned.get(known[0], {}), **bare}
+    unreached = sorted(set(owned) - set(known))
+    if unreached:
+        raise UnknownName("method in this run", unreached[0], [*known, "recipe"])
+    return owned
+
+
+def _changed_recipe(suite: Suite) -> str:
+    """The recipe's fields that are not the listed suite's, in words: they tell rows of one table apart."""
+    listed = _SUITES[suite.name].load().recipe if suite.name in _SUITES else suite.recipe
+    mine, plain = suite.recipe.model_dump(mode="json"), listed.model_dump(mode="json")
+    return ", ".join(f"recipe.{field}={_word(value)}" for field, value in mine.items() if value != plain[field])
 
 
 def _variant(suite: Suite, name: str, method: Method, base: Method) -> str:
@@ -152,7 +257,12 @@ def _variant(suite: Suite, name: str, method: Method, base: Method) -> str:
     for contender in suite.contenders:
         if contender.method == name and contender.label and dict(contender.settings) == changed:
             return contender.label
-    return ", ".join(f"{field}={value}" for field, value in changed.items())
+    return ", ".join(f"{field}={_word(value)}" for field, value in changed.items())
+
+
+def _word(value: Any) -> str:
+    """A value as `--set` takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _built(cls: type[Method], fields: Mapping[str, Any], name: str) -> Method:
@@ -167,35 +277,47 @@ def _spoken(cls: type[BaseModel], words: Mapping[str, str], owner: str, into: di
     for field, text in words.items():
         if field not in cls.model_fields:
             raise UnknownName(f"field of {owner}", field, cls.model_fields)
-        into[field] = _read(cls, field, text, owner)
+        into[field] = _read(cls.model_fields[field].annotation, text, f"{owner}.{field}")
     return into
 
 
-def _read(cls: type[BaseModel], field: str, text: str, owner: str) -> Any:
-    info = cls.model_fields[field]
-    annotation = info.annotation
+def _read(annotation: Any, text: str, place: str) -> Any:
+    """The value that `text` stands for; 'none' is None where the type has that and nothing else fits."""
+    readings: list[Any] = [text]
+    if any(get_origin(part) is tuple for part in (annotation, *get_args(annotation))):
+        readings = [tuple(part.strip() for part in text.split(",") if part.strip())]
     if text.lower() in ("none", "null"):
-        value: Any = None
-    elif "tuple" in str(annotation):
-        value = tuple(part.strip() for part in text.split(","))
-    else:
-        value = text
-    try:
-        return TypeAdapter(annotation).validate_python(value)
-    except ValidationError as error:
-        raise BadValue(
-            f"{owner}.{field} takes {_kind(annotation)}; got '{text}'. See 'clbench show {owner}'."
-            if owner != "recipe"
-            else f"{owner}.{field} takes {_kind(annotation)}; got '{text}'."
-        ) from error
+        readings.append(None)
+    for reading in readings:
+        try:
+            return TypeAdapter(annotation).validate_python(reading)
+        except ValidationError:
+            continue
+    choices = [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
+    close = difflib.get_close_matches(text, choices, n=1, cutoff=0.5)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    raise BadValue(f"{place} takes {kind_of(annotation)}; got '{text}'.{hint}")
 
 
-def _kind(annotation: Any) -> str:
-    text = str(annotation) if not inspect.isclass(annotation) else annotation.__name__
-    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a word"}
-    if text in words:
-        return words[text]
-    return text.replace("typing.", "").replace("Literal", "one of ").replace("Optional", "")
+def kind_of(annotation: Any) -> str:
+    """A field's type in words.
+
+    >>> kind_of(float | None), kind_of(Literal["adam", "sgd"]), kind_of(tuple[int, ...])
+    ('a number or none', 'one of adam, sgd', 'one or several of: a whole number, separated by commas')
+    """
+    plain = {float: "a number", int: "a whole number", bool: "true or false", str: "a word", NoneType: "none"}
+    if annotation in plain:
+        return plain[annotation]
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(kind_of, parts))
+    if origin is Annotated:
+        return kind_of(parts[0])
+    if origin is tuple:
+        return f"one or several of: {kind_of(parts[0])}, separated by commas"
+    return str(annotation)
 
 
 def _changed(recipe: BaseModel, words: Mapping[str, str], owner: str) -> Any:
@@ -211,10 +333,27 @@ def _bad_value(error: ValidationError, owner: str, known: Mapping[str, Any]) -> 
     field = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return UnknownName(f"field of {owner}", field, known)
-    what = first["msg"][0].lower() + first["msg"][1:]
-    return BadValue(f"{owner}{f'.{field}' if field else ''}: {what}; got {first['input']!r}."[:400])
+    place = f"{owner}.{field}" if field else owner
+    what = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be").rstrip(".")
+    # What does not belong to one field has the whole object as its input.
+    return BadValue(f"{place} {what}; got {first['input']!r}." if field else f"{place}: {what}.")
+
+
+def current_fingerprint(spec: str) -> str:
+    """The fingerprint of the source of a listed method or of `FILE.py:CLASS`, without importing it."""
+    place, _ = _file_and_class(spec)
+    return fingerprint.of_file(_existing(place)) if place else fingerprint.of_module(_listed(spec).module)
 
 
 def current_fingerprints() -> dict[str, str]:
-    """Name -> fingerprint of every listed method's source as it is now, without importing any."""
-    return {name: fingerprint.of_module(entry.module) for name, entry in methods().items()}
+    """Name -> fingerprint of every listed method's source as it is now, without importing any.
+
+    A method of another package whose source cannot be found or read is left out.
+    """
+    found: dict[str, str] = {}
+    for name, entry in methods().items():
+        try:
+            found[name] = fingerprint.of_module(entry.module)
+        except (ImportError, OSError, SyntaxError, ValueError):
+            continue
+    return found

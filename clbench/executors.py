@@ -10,16 +10,25 @@ from typing import Protocol
 
 import torch
 
-from clbench import runner
-from clbench.errors import NotAvailable
+from clbench.errors import NotAvailable, UnknownName
 from clbench.plan import Cell
 from clbench.record import Record
 from clbench.store import CellFolder, Store
 from clbench.stream import Stream
 
+DEVICES = ("auto", "cpu", "cuda")
 
-class Reporter(runner.Progress, Protocol):
-    """Who is told how far a comparison has come."""
+
+class Reporter(Protocol):
+    """Who is told how far a comparison has come; includes what `clbench.runner.Progress` asks for."""
+
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
+        """An epoch of the cell at hand has ended."""
+        ...
+
+    def task(self, task: int, tasks: int) -> None:
+        """A task of the cell at hand has been learned and scored."""
+        ...
 
     def cell_started(self, cell: Cell) -> None:
         """A cell begins, or goes on after its last finished task."""
@@ -34,8 +43,14 @@ class Reporter(runner.Progress, Protocol):
         ...
 
 
-class Quiet(runner.Silent):
+class Quiet:
     """Tells nobody."""
+
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
+        """Nothing."""
+
+    def task(self, task: int, tasks: int) -> None:
+        """Nothing."""
 
     def cell_started(self, cell: Cell) -> None:
         """Nothing."""
@@ -64,11 +79,16 @@ class Summary:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device; raises NotAvailable where CUDA is asked for and absent."""
+    """The device that a name of DEVICES stands for.
+
+    Raises UnknownName, and NotAvailable where CUDA is asked for and absent.
+    """
+    if name not in DEVICES:
+        raise UnknownName("device", name, DEVICES)
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise NotAvailable("--device cuda was asked for and PyTorch sees no CUDA device here; use --device cpu or auto.")
+        raise NotAvailable("device cuda was asked for and PyTorch sees no CUDA device here; use --device cpu or auto.")
     return torch.device("cuda")
 
 
@@ -84,8 +104,13 @@ def inline(
 
     A cell that another process holds is left to it; once nothing else is to do, its record is waited for.
     """
-    told, summary = reporter or Quiet(), Summary()
-    waiting = list(cells)
+    told, summary, waiting = reporter or Quiet(), Summary(), list[Cell]()
+    for cell in cells:
+        record, _ = _folder(store, cell).read()
+        if record is not None and _finished(record):
+            summary.kept.append(record)
+        else:
+            waiting.append(cell)
     while waiting:
         held = [cell for cell in waiting if not _attempt(cell, stream, store, device, told, summary)]
         if len(held) == len(waiting):
@@ -94,15 +119,9 @@ def inline(
     return summary
 
 
-def _attempt(
-    cell: Cell, stream: Stream, store: Store, device: torch.device, told: Reporter, summary: Summary
-) -> bool:
+def _attempt(cell: Cell, stream: Stream, store: Store, device: torch.device, told: Reporter, summary: Summary) -> bool:
     """Do one cell, or find it done; False where another process holds it."""
     folder = _folder(store, cell)
-    record, _ = folder.read()
-    if record is not None and _finished(record):
-        summary.kept.append(record)
-        return True
     with folder.lock() as mine:
         if not mine:
             return False
@@ -117,12 +136,11 @@ def _attempt(
     return True
 
 
-def _do(
-    cell: Cell, stream: Stream, store: Store, folder: CellFolder, device: torch.device, told: Reporter
-) -> Record:
+def _do(cell: Cell, stream: Stream, store: Store, folder: CellFolder, device: torch.device, told: Reporter) -> Record:
+    from clbench import runner  # and with it Avalanche, which takes seconds
+
     told.cell_started(cell)
     folder.log("started", pid=os.getpid(), threads=torch.get_num_threads())
-    threads = torch.get_num_threads()
     with store.running(cell.key, str(device)):
         record, outcomes = runner.run(
             cell,
@@ -132,7 +150,6 @@ def _do(
             progress=told,
             contended=lambda: store.others_running(cell.key, str(device)),
         )
-    torch.set_num_threads(threads)
     folder.save(record, outcomes)
     folder.log(record.status, reason=record.reason)
     told.cell_finished(cell, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -14,7 +15,8 @@ from clbench.errors import StoreError
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to a temporary file beside `path`, sync it and rename it into place.
 
-    Raises StoreError with a sentence; what was at `path` before is then still there.
+    Raises StoreError with a sentence; what was at `path` before is then still there. A process that is
+    killed half-way leaves its temporary file, see `sweep`.
     """
     temporary: Path | None = None
     try:
@@ -28,13 +30,31 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
         temporary = None
-        _sync_folder(path.parent)
     except OSError as error:
         raise StoreError(explain(error, path)) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+    _sync_folder(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of killed writers below `folder`, of which the caller is the only writer."""
+    for leftover in folder.rglob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename an unreadable file so that another may take its place; returns its new path. Nothing is deleted."""
+    numbered = (path.with_name(f"{path.name}.aside-{number}") for number in itertools.count(1))
+    aside = next(candidate for candidate in numbered if not candidate.exists())
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise StoreError(explain(error, path)) from error
+    return aside
 
 
 def explain(error: OSError, path: Path) -> str:
@@ -49,10 +69,12 @@ def explain(error: OSError, path: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
+    """Make the rename itself last through a power cut, where the file system can; the file is in place either way."""
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -14,49 +14,68 @@ def of_file(path: Path) -> str:
 
 
 def of_module(name: str) -> str:
-    """Hash of module `name` and of the private siblings (and own package) that it imports, in turn.
+    """Hash of module `name` and of what belongs to it among its imports, and theirs in turn.
 
-    Line endings do not count. Raises ModuleNotFoundError when there is no such module.
+    To a module of clbench belong its own package and the private modules beside it; to one of another
+    distribution that whole distribution's top-level package. Line endings do not count. Raises
+    ModuleNotFoundError when there is no such module.
     """
-    room = ".".join(name.split(".")[:2])
     waiting, found = [name], dict[str, Path]()
     while waiting:
         module = waiting.pop()
-        if module in found:
+        path = _source(module, _room(name))
+        if path is None and module == name:
+            raise ModuleNotFoundError(f"no module called '{name}'")
+        if path is None or module in found:
             continue
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            if module == name:
-                raise ModuleNotFoundError(f"no module called '{name}'")
-            continue
-        found[module] = Path(spec.origin)
-        waiting += [other for other in _imports(found[module]) if _belongs(other, name, room)]
+        found[module] = path
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        waiting += [other for other in _imports(path, package) if _belongs(other, name)]
     return _digest([found[module] for module in sorted(found)])
 
 
-def _belongs(module: str, to: str, room: str) -> bool:
-    own_package = ".".join(to.split(".")[:3]) if to.count(".") > 2 else to
-    private = module.startswith(f"{room}._")
-    return private or (module.startswith(f"{own_package}.") or module == own_package)
+def _room(name: str) -> str:
+    """The package in which a module's own may be: clbench.methods, or another distribution's top."""
+    parts = name.split(".")
+    return ".".join(parts[:2] if parts[0] == "clbench" else parts[:1])
 
 
-def _imports(path: Path) -> list[str]:
+def _belongs(module: str, to: str) -> bool:
+    room, parts = _room(to), to.split(".")
+    if parts[0] != "clbench":
+        return module == room or module.startswith(f"{room}.")
+    own = ".".join(parts[:3])
+    return module.startswith(f"{room}._") or module == own or module.startswith(f"{own}.")
+
+
+def _source(module: str, room: str) -> Path | None:
+    """Where the source of a module of `room` lies; only the room is asked for, so that nothing in it is imported."""
+    spec = importlib.util.find_spec(room)
+    if spec is None:
+        return None
+    if module == room:
+        return Path(spec.origin) if spec.origin else None
+    below = Path(*module.removeprefix(f"{room}.").split("."))
+    places = [Path(folder) / below for folder in spec.submodule_search_locations or ()]
+    candidates = [path for place in places for path in (place / "__init__.py", place.with_name(f"{place.name}.py"))]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _imports(path: Path, package: str) -> list[str]:
+    """Names that may be modules: of `from a import b` both a and a.b. `package`: where a relative import begins."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # whoever imports it is told; its hash still tells versions apart
+        return []
     names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if _is_module(name)]
-
-
-def _is_module(name: str) -> bool:
-    if not name.startswith("clbench."):
-        return False
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def _digest(paths: list[Path]) -> str:

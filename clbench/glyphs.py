@@ -50,14 +50,20 @@ DOWNSTREAM: dict[str, str] = {
 }
 """The tasks of the embedded suite, ten characters each, from scripts held out of pre-training."""
 
-_HELD_OUT_WORDS = frozenset(
-    # the downstream scripts, and Coptic, whose letters are Greek ones
-    "GREEK CYRILLIC ARMENIAN GEORGIAN COPTIC OHM MICRO INCREMENT SUMMATION PRODUCT "
-    # every form of a digit, and pictures of numbers
-    "DIGIT NUMBER NUMERAL FRACTION PLAYING DOMINO CLOCK TELEPHONE PERCENT MILLE "
-    # letters in other styles are not other letters; dots and bars carry no shape
-    "MATHEMATICAL BRAILLE HEXAGRAM TETRAGRAM SQUARED".split()
-)
+_HELD_OUT_SCRIPTS = {"GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN", "COPTIC"}
+"""The downstream scripts, and Coptic, whose letters are Greek ones."""
+_HELD_OUT_SIGNS = {"OHM", "MICRO", "INCREMENT", "SUMMATION", "PRODUCT", "KELVIN", "ANGSTROM"}
+"""Signs that are letters of those scripts, or of Latin, under another name."""
+_NUMBER_WORDS = {
+    *{"ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN", "HUNDRED", "THOUSAND"},
+    *{"DIGIT", "NUMBER", "NUMERAL", "FRACTION", "HALF", "QUARTER", "PERCENT", "MILLE", "EMPTY", "DIAMETER", "ZILDE"},
+    *{"PLAYING", "DOMINO", "DIE", "CLOCK", "WATCH", "TELEPHONE", "KEYBOARD", "CALENDAR"},
+}
+"""A character whose name speaks of a number may be, or show, a digit; a slashed circle is a zero in many faces."""
+_SHAPELESS = {"MATHEMATICAL", "BRAILLE", "HEXAGRAM", "TETRAGRAM", "SQUARED"}
+"""Letters in other styles, which are no other letters, and patterns of dots and bars."""
+_HELD_OUT_WORDS = _HELD_OUT_SCRIPTS | _HELD_OUT_SIGNS | _NUMBER_WORDS | _SHAPELESS
+DIGITS = "0123456789"
 _NEAR_DUPLICATE = 0.86
 """Cosine similarity of two blurred plates from which on they count as the same picture."""
 
@@ -136,33 +142,35 @@ def _may_be_pretrained(character: str) -> bool:
     name = unicodedata.name(character, "")
     if not name or unicodedata.category(character)[0] not in "LSP" or unicodedata.category(character) == "Lm":
         return False
-    parts = unicodedata.normalize("NFKD", character)
-    return not any(
-        unicodedata.category(part)[0] == "N"
-        or _HELD_OUT_WORDS & set(unicodedata.name(part, "").replace("-", " ").split())
-        for part in (character, *parts)
-    )
+    for part in (character, *unicodedata.normalize("NFKD", character)):
+        words = set(unicodedata.name(part, "").replace("-", " ").split())
+        if unicodedata.category(part)[0] == "N" or words & _HELD_OUT_WORDS or any(map(str.isdigit, words)):
+            return False
+    return True
 
 
 def looks_like(characters: Sequence[str], others: Sequence[str]) -> NDArray[np.bool_]:
-    """For each of `characters`, whether it is a near-duplicate of any of `others` in the plain sans face."""
-    if not characters or not others:
-        return np.zeros(len(characters), dtype=bool)
-    alike = fingerprints(characters) @ fingerprints(others).T
-    return np.asarray((alike > _NEAR_DUPLICATE).any(axis=1))
+    """For each of `characters`, whether it is a near-duplicate of any of `others` in any of their faces."""
+    marks = fingerprints(characters)
+    alike = np.zeros(len(characters), dtype=bool)
+    for face in FACES:
+        drawable = [other for other in others if ord(other) in code_points(face)]
+        if drawable:
+            alike |= (marks @ fingerprints(drawable, face).T > _NEAR_DUPLICATE).any(axis=1)
+    return alike
 
 
 def pretraining_characters() -> tuple[str, ...]:
     """The characters that the embedded backbone may see, in code-point order.
 
     Left out: the downstream scripts, every form of a digit (Unicode category N, and names that
-    speak of digits or numbers), what looks like a downstream character or a digit, and what
+    speak of numbers), what looks like a downstream character or a digit 0-9 in any face, and what
     looks like an earlier character of this list.
     """
     points = sorted(frozenset().union(*(code_points(face) for face in FACES)))
     candidates = [chr(point) for point in points if _may_be_pretrained(chr(point))]
     candidates = [c for c in candidates if plate(c, faces_of(c)[0]).any()]
-    held_out = [*"0123456789", *"".join(DOWNSTREAM.values())]
+    held_out = [*DIGITS, *"".join(DOWNSTREAM.values())]
     candidates = [c for c, alike in zip(candidates, looks_like(candidates, held_out), strict=True) if not alike]
     marks = fingerprints(candidates)
     kept: list[int] = []

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,14 +33,19 @@ class Meter:
     """Measures learning on one device.
 
     On a GPU seconds come from events in the stream, read once at the end, so that measuring never
-    makes a step wait. On a CPU peak memory is the growth of the process's high-water mark.
+    makes a step wait, and peak memory is what PyTorch had allocated at most. On a CPU it is how far
+    the process's resident memory rose above what it was when the meter was made, before the model:
+    of the stretch alone under Linux, where the mark can be reset; elsewhere since the process began.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._marks: dict[str, float | torch.cuda.Event] = {}
         self._flops: float | None = None
-        self._baseline_mib = _resident_mib()
+        self._baseline_mib = 0.0
+        if device.type == "cpu":
+            _release_unused()
+            self._baseline_mib = _status_mib("VmRSS:")
 
     def start(self) -> None:
         """Begin a stretch of learning."""
@@ -70,7 +78,7 @@ class Meter:
     def _mark(self, name: str) -> None:
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self.device))
             self._marks[name] = event
         else:
             self._marks[name] = time.perf_counter()
@@ -79,13 +87,15 @@ class Meter:
         begin, end = self._marks[first], self._marks[last]
         if isinstance(begin, float) and isinstance(end, float):
             return end - begin
-        assert isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event)
+        assert isinstance(begin, torch.cuda.Event)
+        assert isinstance(end, torch.cuda.Event)
         return float(begin.elapsed_time(end)) / 1000
 
     def _reset_peak(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
+            _release_unused()
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
 
@@ -95,17 +105,18 @@ class Meter:
         return max(0.0, _status_mib("VmHWM:") - self._baseline_mib)
 
 
-def _resident_mib() -> float:
-    return _status_mib("VmRSS:")
+def _release_unused() -> None:
+    """Return freed memory to the system: kept by the allocator, it would count as used, or hide what is taken next."""
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status_mib(field: str) -> float:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:  # not Linux: the process's own peak since it began
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / _MIB if sys.platform == "darwin" else peak / 1024
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 

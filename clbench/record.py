@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA = 1
 """Version of this file's layout. A store holding a newer one is reported, not guessed at."""
 
 
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """The value as it will be read back; JSON has no sets, no NaN and no infinity."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"must be plain JSON without NaN or infinity ({error})") from error
+    return plain
+
+
+Facts = Annotated[dict[str, Any], AfterValidator(_plain)]
+"""A JSON object."""
+
+
 class TaskCosts(BaseModel):
     """What learning and scoring one task cost."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     train_seconds: float
     """Device seconds of everything the method does to learn the task, without its first step."""
@@ -38,7 +52,7 @@ class TaskCosts(BaseModel):
 class Origin(BaseModel):
     """Where and by what a record was made."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     clbench: str
     commit: str | None
@@ -58,7 +72,7 @@ class Origin(BaseModel):
 class Audit(BaseModel):
     """Whether answers depend on what they must not depend on; sampled after the last task."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     samples: int
     batch_flips: int
@@ -75,7 +89,7 @@ class Record(BaseModel):
     True
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: int = SCHEMA
     key: str
@@ -83,15 +97,15 @@ class Record(BaseModel):
     method: str
     variant: str = ""
     """The settings in which the cell differs from the method's defaults: 'head_masking=seen'; '' for none."""
-    params: dict[str, Any]
-    recipe: dict[str, Any]
+    params: Facts
+    recipe: Facts
     seed: int
     order_seed: int = 0
     fingerprint: str
     """Hash of the method's source; a record whose method has changed since is stale."""
-    protocol: dict[str, Any]
+    protocol: Facts
     """The cell's protocol card (`clbench.protocol.Protocol` as a dict)."""
-    suite_protocol: dict[str, Any]
+    suite_protocol: Facts
     """The suite's own card; where the two differ the table shows a mark."""
     protocol_hash: str
     suite_hash: str
@@ -112,9 +126,20 @@ class Record(BaseModel):
     """Over everything the method learned and keeps, after the last task."""
     contended: bool = False
     """Another cell ran on the device at the same time: seconds are not used for overheads."""
-    notes: dict[str, Any] = Field(default_factory=dict)
+    notes: Facts = Field(default_factory=dict)
     """Facts that only this method has, for example the share of pulls per arm."""
     origin: Origin
+
+    @model_validator(mode="after")
+    def _fits(self) -> Record:
+        tasks = len(self.tasks)
+        if len(self.test_sizes) != tasks:
+            raise ValueError(f"{tasks} tasks and {len(self.test_sizes)} test sizes")
+        if self.scores and [len(row) for row in self.scores] != [tasks] * (tasks + 1):
+            raise ValueError(f"scores of {tasks} tasks are {tasks + 1} rows of {tasks}")
+        if (self.status == "done") != (self.reason is None) or (self.status == "done" and not self.scores):
+            raise ValueError("a finished run has scores and no reason, any other has a reason")
+        return self
 
     @classmethod
     def example(cls, **changes: Any) -> Record:
@@ -135,7 +160,7 @@ class Record(BaseModel):
         fields: dict[str, Any] = {
             "key": "0123456789ab",
             "suite": "digits",
-            "method": "seqlora",
+            "method": "plain",
             "params": {"head_masking": "current"},
             "recipe": {"epochs": 5},
             "seed": 0,

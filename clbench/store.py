@@ -7,6 +7,8 @@ import io
 import json
 import os
 import socket
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from clbench.errors import StoreError
-from clbench.files import explain, write_atomically
+from clbench.files import explain, set_aside, sweep, write_atomically
 from clbench.record import SCHEMA, Record
 
 if TYPE_CHECKING:
@@ -41,9 +43,10 @@ class Loaded:
 
         path = self.folders[record.key]
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # From memory: of a torn file NumPy would leave the handle open.
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, KeyError):
+        except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
             return None
 
 
@@ -64,11 +67,15 @@ class CellFolder:
         return self.path / "checkpoint" / "state.safetensors"
 
     def save(self, record: Record, outcomes: Outcomes) -> None:
-        """Write outcomes, then the record (from then on the cell is done), then drop the checkpoint."""
+        """Write outcomes, then the record (from then on the cell is done), then drop the checkpoint.
+
+        A failed cell keeps its checkpoint: what made it fail, for example a full GPU, may pass.
+        """
         if outcomes:
             write_atomically(self.path / "outcomes.npz", pack_outcomes(outcomes))
         write_atomically(self.record_path, record.model_dump_json(indent=1).encode())
-        self.drop_checkpoint()
+        if record.status != "failed":
+            self.drop_checkpoint()
 
     def drop_checkpoint(self) -> None:
         """Remove the checkpoint, if any."""
@@ -79,22 +86,11 @@ class CellFolder:
 
     def read(self) -> tuple[Record | None, str | None]:
         """The record, or None and what is wrong with the file, if there is one."""
-        try:
-            text = self.record_path.read_bytes()
-        except FileNotFoundError:
-            return None, None
-        except OSError as error:
-            return None, f"'{self.record_path}' could not be read: {error.strerror}."
-        return parse_record(text, self.record_path)
+        return _read(self.record_path, self.path.name)
 
     def set_aside(self) -> Path:
         """Rename an unreadable record so that the cell can be done anew; nothing is deleted."""
-        for number in range(1, 1000):
-            aside = self.path / f"record.json.aside-{number}"
-            if not aside.exists():
-                self.record_path.rename(aside)
-                return aside
-        raise StoreError(f"'{self.path}' already holds 999 files set aside; look at them first.")
+        return set_aside(self.record_path)
 
     def log(self, event: str, **facts: Any) -> None:
         """Append one line to the cell's log."""
@@ -110,7 +106,8 @@ class CellFolder:
     def lock(self) -> Iterator[bool]:
         """Hold the cell for this process; yields False at once where another process holds it.
 
-        The lock is the operating system's and ends with the process that holds it.
+        The lock is the operating system's and ends with the process that holds it. Whoever gets it removes
+        the temporary files of killed holders.
         """
         from filelock import FileLock, Timeout
 
@@ -124,6 +121,7 @@ class CellFolder:
         except OSError as error:
             raise StoreError(explain(error, self.path)) from error
         try:
+            sweep(self.path)
             yield True
         finally:
             lock.release()
@@ -162,57 +160,105 @@ class Store:
         """All records of one suite or of all, from the runs or from the published ones."""
         loaded = Loaded()
         base = self.root / ("records" if published else "runs")
-        pattern = f"{suite or '*'}/*.json" if published else f"{suite or '*'}/*/*/record.json"
-        for path in sorted(base.glob(pattern)):
-            try:
-                record, problem = parse_record(path.read_bytes(), path)
-            except OSError as error:
-                record, problem = None, f"'{path}' could not be read: {error.strerror}."
+        folders = [base / suite] if suite else [path for path in sorted(base.glob("*")) if path.is_dir()]
+        pattern = "*.json" if published else "*/*/record.json"
+        for path in (path for folder in folders for path in sorted(folder.glob(pattern))):
+            record, problem = _read(path, None if published else path.parent.name)
+            if problem is not None:
+                loaded.problems.append(problem)
             if record is None:
-                loaded.problems.append(problem or "")
-            elif record.key in loaded.folders:
+                continue
+            if record.key in loaded.folders:
                 loaded.problems.append(f"'{path}' repeats the cell of '{loaded.folders[record.key]}' and is left out.")
-            else:
-                loaded.records.append(record)
-                loaded.folders[record.key] = path.with_suffix(".npz") if published else path.parent / "outcomes.npz"
+                continue
+            loaded.records.append(record)
+            loaded.folders[record.key] = path.with_suffix(".npz") if published else path.parent / "outcomes.npz"
         return loaded
 
     def publish(self, record: Record, outcomes: Outcomes | None) -> Path:
-        """Copy a finished record to the published ones, named by what it is; returns its path."""
+        """Copy a finished record to the published ones, where it replaces the same run's older one; returns its path.
+
+        The same run: equal suite, method, parameters, recipe, seeds, kind of device and precision.
+        """
         label = "-".join(part for part in (record.method, _slug(record.variant), f"seed{record.seed}") if part)
         path = self.root / "records" / record.suite / f"{label}-{record.key}.json"
-        for older in path.parent.glob(f"{label}-*.json"):
-            if older != path and older.stem.removeprefix(f"{label}-").isalnum():
-                older.with_suffix(".npz").unlink(missing_ok=True)
-                older.unlink()
         if outcomes:
             write_atomically(path.with_suffix(".npz"), pack_outcomes(outcomes))
         write_atomically(path, (record.model_dump_json(indent=1) + "\n").encode())
+        for other in path.parent.glob(f"{record.method}-*.json"):
+            older, _ = _read(other, None)
+            if other != path and older is not None and _run(older) == _run(record):
+                other.unlink()
+                other.with_suffix(".npz").unlink(missing_ok=True)
         return path
 
     @contextlib.contextmanager
     def running(self, key: str, device: str) -> Iterator[None]:
-        """Tell other processes of this machine that a cell is on `device`, for the length of the block."""
-        path = self.root / "runs" / ".running" / f"{key}.json"
+        """Tell other processes of this machine that a cell is on `device`, for the length of the block.
+
+        Whoever comes later marks itself and those it finds as sharing, so that no overlap goes unseen,
+        however short.
+        """
+        mine, shared = self._running(key)
+        shared.unlink(missing_ok=True)
         content = {"host": socket.gethostname(), "pid": os.getpid(), "device": device}
-        write_atomically(path, json.dumps(content).encode())
+        write_atomically(mine, json.dumps(content).encode())
         try:
+            for other in (others := self._others(key, device)):
+                write_atomically(self._running(other)[1], b"")
+            if others:
+                write_atomically(shared, b"")
             yield
         finally:
-            path.unlink(missing_ok=True)
+            mine.unlink(missing_ok=True)
+            shared.unlink(missing_ok=True)
 
     def others_running(self, key: str, device: str) -> bool:
-        """Whether a living process of this machine has another cell on `device`."""
+        """Whether another cell is on `device`, or has been since `running` began for this one."""
+        return self._running(key)[1].exists() or bool(self._others(key, device))
+
+    def _running(self, key: str) -> tuple[Path, Path]:
+        """The file that says that a cell runs, and the one that says that it shares its device."""
+        folder = self.root / "runs" / ".running"
+        return folder / f"{key}.json", folder / f"{key}.shared"
+
+    def _others(self, key: str, device: str) -> list[str]:
+        """The keys of the other cells on `device`, of living processes of this machine; the files of dead ones go."""
+        found: list[str] = []
         for path in (self.root / "runs" / ".running").glob("*.json"):
-            if path.stem == key:
-                continue
             try:
                 other = json.loads(path.read_bytes())
-            except (OSError, ValueError):
+                here, alive = other["host"] == socket.gethostname(), _alive(int(other["pid"]))
+                same = other["device"] == device
+            except (OSError, ValueError, TypeError, LookupError):
                 continue
-            if other["host"] == socket.gethostname() and other["device"] == device and _alive(other["pid"]):
-                return True
-        return False
+            if here and not alive:
+                for file in self._running(path.stem):
+                    file.unlink(missing_ok=True)
+            elif here and same and path.stem != key:
+                found.append(path.stem)
+        return found
+
+
+def _read(path: Path, key: str | None) -> tuple[Record | None, str | None]:
+    """The record at `path`, which must be of the cell `key` if one is given, or what is wrong; neither if absent."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None, None
+    except OSError as error:
+        return None, f"'{path}' could not be read: {error.strerror}."
+    record, problem = parse_record(text, path)
+    if record is not None and key is not None and record.key != key:
+        return None, f"'{path}' is the record of another cell, {record.key}; it is left out."
+    return record, problem
+
+
+def _run(record: Record) -> tuple[object, ...]:
+    """What tells a published run from another, whatever the source and the protocol were when it was made."""
+    origin = record.origin
+    identity = (record.suite, record.method, record.params, record.recipe, record.seed, record.order_seed)
+    return (*identity, origin.device_kind, origin.precision)
 
 
 def parse_record(text: bytes, path: Path) -> tuple[Record | None, str | None]:
@@ -222,7 +268,7 @@ def parse_record(text: bytes, path: Path) -> tuple[Record | None, str | None]:
     except ValueError:
         return None, f"'{path}' is torn or no JSON; it is left out."
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         return None, f"'{path}' is no record of clbench; it is left out."
     if version > SCHEMA:
         return None, f"'{path}' is of schema {version}, newer than this clbench reads ({SCHEMA}); update clbench."
@@ -251,6 +297,6 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # another user's
         return True
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,35 +12,41 @@ import torch
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it reports optional quadratic-programming solvers, which we do not use
+    warnings.simplefilter("ignore")  # what it imports reports missing or retired solvers that we do not use
     from avalanche.benchmarks import benchmark_from_datasets
-    from avalanche.benchmarks.utils import as_classification_dataset
+    from avalanche.benchmarks.utils import DataAttribute, TaskAwareSupervisedClassificationDataset
+    from avalanche.benchmarks.utils.flat_data import ConstantSequence
     from avalanche.core import BasePlugin, SupervisedPlugin
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.templates import SupervisedTemplate
 
-from clbench.errors import BadValue, Diverged
+from clbench.errors import BadValue, Diverged, UnknownName
 from clbench.meter import Meter
 from clbench.model import Classifier
 from clbench.recipe import Recipe
-from clbench.seeding import generator
+from clbench.seeding import derive, generator
 from clbench.stream import Examples, Task
 from clbench.terms import HeadMasking
 
-HOOKS = frozenset(name for name in dir(SupervisedPlugin) if name.startswith(("before_", "after_")))
+HOOKS = frozenset(name for name in dir(SupervisedPlugin) if name.startswith(("before", "after")))
 
 
-class Plugin(SupervisedPlugin[Any]):  # type: ignore[misc]
+def check_hooks(plugin: object) -> None:
+    """Raise UnknownName where a plugin, or a class of plugins, has a misspelt hook: it would never be called."""
+    for name in dir(plugin):
+        if name.startswith(("before", "after")) and name not in HOOKS:
+            raise UnknownName("hook of Avalanche", name, HOOKS)
+
+
+class Plugin(SupervisedPlugin[Any]):
     """What a method does at Avalanche's hooks, and what it must remember over tasks.
 
-    A misspelt hook would silently never be called, so it is refused when the class is made.
+    A misspelt hook is refused when the class is made.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in vars(cls):
-            if name.startswith(("before_", "after_")) and name not in HOOKS:
-                raise BadValue(f"{cls.__name__}.{name} is no hook of Avalanche. Known: {', '.join(sorted(HOOKS))}.")
+        check_hooks(cls)
 
     def state(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts that the next task or answering needs."""
@@ -58,12 +65,16 @@ class Plugin(SupervisedPlugin[Any]):  # type: ignore[misc]
 
 
 class Loader:
-    """Batches `[inputs, targets, task indices]` in an order that depends on seed, task and epoch alone."""
+    """Batches `[inputs, targets, task indices]` in an order that depends on seed and epoch alone.
+
+    Each pass gives every sample once; without a seed, in the order given. Whoever trains sets
+    `epoch`, so that a plugin may read the loader too without changing what follows.
+    """
 
     def __init__(
         self, examples: Examples, task_of: Tensor, batch_size: int, device: torch.device, seed: int | None
     ) -> None:
-        self.examples, self.task_of, self.batch_size = examples, task_of, batch_size
+        self.examples, self.task_of, self.batch_size = examples, task_of.to(device), batch_size
         self.device, self.seed, self.epoch = device, seed, 0
 
     def __len__(self) -> int:
@@ -73,13 +84,12 @@ class Loader:
         order = torch.arange(len(self.examples))
         if self.seed is not None:
             order = torch.randperm(len(order), generator=generator(self.seed, "order", self.epoch))
-            self.epoch += 1
         for indices in order.split(self.batch_size):
             inputs, targets = self.examples.batch(indices, self.device)
-            yield [inputs, targets, self.task_of[indices].to(self.device)]
+            yield [inputs, targets, self.task_of[indices.to(self.device, non_blocking=True)]]
 
 
-class Strategy(SupervisedTemplate[Any, Any, Any]):  # type: ignore[misc]
+class Strategy(SupervisedTemplate[Any, Any, Any]):
     """Avalanche's supervised template on our terms; see `runner` for who calls it.
 
     Plugins may use `model`, `mb_x`, `mb_y`, `mb_output`, `loss`, `clock`, `examples` (the task's
@@ -98,17 +108,23 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):  # type: ignore[misc]
         seed: int,
         on_epoch: Callable[[int, int, float], None] = lambda epoch, epochs, loss: None,
     ) -> None:
-        unused = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)  # replaced at each task
+        for plugin in plugins:
+            check_hooks(plugin)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No loggers specified")
+            evaluator = EvaluationPlugin()
         super().__init__(
             model=model,
-            optimizer=unused,
+            optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0),  # replaced at each task
             train_mb_size=recipe.batch_size,
             train_epochs=recipe.epochs,
             eval_mb_size=recipe.eval_batch_size,
             device=device,
             plugins=plugins,
-            evaluator=EvaluationPlugin(),
+            evaluator=evaluator,
         )
+        # It holds no metric, yet would copy the experience at each hook of each step.
+        self.plugins.remove(evaluator)
         self.recipe, self.meter, self.seed, self.on_epoch = recipe, meter, seed, on_epoch
         self.head_masking: HeadMasking = "current"
         self.learning_rate = recipe.learning_rate
@@ -118,7 +134,8 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):  # type: ignore[misc]
         self.seen_classes = torch.empty(0, dtype=torch.int64, device=self.device)
         self.allowed = torch.zeros(model.classes, dtype=torch.bool, device=self.device)
         self._seen = torch.zeros_like(self.allowed)
-        self._task_of = torch.empty(0, dtype=torch.int64)
+        self._own_data: Any = None
+        self._eval_loader: Loader
         self._answers: list[Tensor] = []
         self._margins: list[Tensor] = []
 
@@ -127,11 +144,15 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):  # type: ignore[misc]
     def learn(self, index: int, task: Task) -> None:
         """Train on one task; the meter runs from before the first hook to after the last."""
         self.examples, self.task_index = task.train, index
-        self._task_of = torch.full((len(task.train),), index, dtype=torch.int64)
+        before = set(self.seen_classes.tolist())
         self.see(task.classes)
         self.train_mb_size, self.eval_mb_size = self.recipe.batch_size, self.recipe.eval_batch_size
+        experience = _experience(task.train, index)
+        experience.classes_in_this_experience = set(task.classes)
+        experience.previous_classes = before
+        experience.classes_seen_so_far = before | set(task.classes)
         self.meter.start()
-        self.train(self._experience(task.train), eval_streams=[])
+        self.train(experience, eval_streams=[])
 
     def see(self, classes: Sequence[int]) -> None:
         """Make `classes` the current task's and add them to those seen."""
@@ -144,59 +165,76 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):  # type: ignore[misc]
             self.allowed = torch.zeros_like(self._seen)
             self.allowed[self.task_classes] = True
 
-    @staticmethod
-    def _experience(examples: Examples) -> Any:
-        dataset = as_classification_dataset(_Targeted(examples))
-        return benchmark_from_datasets(train=[dataset]).train_stream[0]
+    def train_dataset_adaptation(self, **kwargs: Any) -> None:
+        """Avalanche's, and a note of its result, to see whether a plugin changes it."""
+        super().train_dataset_adaptation(**kwargs)
+        self._own_data = self.adapted_dataset
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Our loader; Avalanche's own where a plugin has changed the data."""
-        if self.adapted_dataset is not None and len(self.adapted_dataset) != len(self.examples):
+        if self.adapted_dataset is not self._own_data:
             super().make_train_dataloader(**kwargs)
             return
-        seed = generator(self.seed, "order", self.task_index).initial_seed()
-        self.dataloader = Loader(self.examples, self._task_of, self.train_mb_size, self.device, seed)
+        seed = derive(self.seed, "order", self.task_index)
+        task_of = torch.full((len(self.examples),), self.task_index)
+        self.dataloader = Loader(self.examples, task_of, self.train_mb_size, self.device, seed)
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         """Our loader, in the order given."""
-        self.dataloader = Loader(self.examples, self._task_of, self.eval_mb_size, self.device, None)
+        self.dataloader = self._eval_loader
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
         """Nothing: methods change the model themselves."""
-        return self.model
+        unchanged: nn.Module = self.model
+        return unchanged
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """A fresh optimiser over what is trainable now (Avalanche's would take the frozen weights too)."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        if not parameters:
-            return
-        recipe = self.recipe
+        parameters = self.model.trainable()
+        if parameters:
+            self.optimizer = self._fresh_optimizer(parameters)
+        elif self.train_epochs:
+            raise BadValue("the method left nothing to train; attach an adapter, or set its schedule to 'none'.")
+
+    def _fresh_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        recipe, rate = self.recipe, self.learning_rate
         if recipe.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(
-                parameters, lr=self.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-            )
-        else:
-            kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-            self.optimizer = kind(parameters, lr=self.learning_rate, weight_decay=recipe.weight_decay)
+            return torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+        # Fused: one kernel where the loop takes ten, and no step count is read back.
+        return kind(parameters, lr=rate, weight_decay=recipe.weight_decay, fused=True)
 
     def training_epoch(self, **kwargs: Any) -> None:
         """One pass; the loss is looked at once, at its end, so that no step waits for the device."""
-        total, count = torch.zeros((), device=self.device), 0
-        for self.mbatch in self.dataloader:
+        if isinstance(self.dataloader, Loader):
+            self.dataloader.epoch = self.clock.train_exp_epochs
+        total, count = torch.zeros(1, device=self.device), 0
+        for batch in self.dataloader:
+            self.mbatch = batch
             if self._stop_training:
                 break
             first = self.clock.train_exp_iterations == 0
             with self.meter.first_step() if first else contextlib.nullcontext():
                 self._training_step(**kwargs)
-            total += self.loss.detach().squeeze()
+            total += self.loss.detach()
             count += 1
         loss = float(total) / max(1, count)
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise Diverged(
-                f"the loss became {loss} in epoch {self.clock.train_exp_epochs + 1} of task {self.task_index + 1}; "
-                "lower the learning rate or the penalty weight."
-            )
+        if not math.isfinite(loss):
+            raise self._divergence(loss)
         self.on_epoch(self.clock.train_exp_epochs + 1, self.train_epochs, loss)
+
+    def _divergence(self, loss: float) -> Exception:
+        """Why the loss is not finite: a masked target, or too large a step."""
+        allowed = self.allowed.expand(len(self.mb_y), -1)
+        if not allowed.gather(1, self.mb_y[:, None]).all():
+            return BadValue(
+                "a training batch holds classes that the loss does not see, so it is infinite; a method that brings "
+                "back past samples needs head_masking 'seen', or must set 'allowed' for them."
+            )
+        return Diverged(
+            f"the loss became {loss} in epoch {self.clock.train_exp_epochs + 1} of task {self.task_index + 1}; "
+            "lower the learning rate or the penalty weight."
+        )
 
     def _training_step(self, **kwargs: Any) -> None:
         self._unpack_minibatch()
@@ -222,31 +260,28 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):  # type: ignore[misc]
         return logits.float()
 
     def criterion(self) -> Tensor:
-        """Cross-entropy over the allowed logits; nothing while scoring."""
-        if not self.is_training:
-            return self._make_empty_loss()
+        """Cross-entropy over the allowed logits."""
         masked = self.mb_output.masked_fill(~self.allowed, float("-inf"))
         return nn.functional.cross_entropy(masked, self.mb_y)
 
     # scoring
 
-    def answer(
-        self, examples: Examples, task_of: Tensor, batch_size: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def answer(self, examples: Examples, task_of: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
         """Predicted classes among those seen, and how far the best logit lies above the next.
 
         `task_of` `[n]` holds the true task of each example, for methods that declare they use it.
         Both results are `[n]`, on the CPU.
         """
-        self.examples, self._task_of = examples, task_of
         self.eval_mb_size = batch_size or self.recipe.eval_batch_size
+        self._eval_loader = Loader(examples, task_of, self.eval_mb_size, self.device, None)
         self._answers, self._margins = [], []
-        self.eval(self._experience(examples))
+        self.eval(_experience(examples, self.task_index))
         return torch.cat(self._answers).cpu(), torch.cat(self._margins).cpu()
 
     def eval_epoch(self, **kwargs: Any) -> None:
         """One pass over the examples, keeping the answers."""
-        for self.mbatch in self.dataloader:
+        for batch in self.dataloader:
+            self.mbatch = batch
             self._unpack_minibatch()
             self._before_eval_iteration(**kwargs)
             self._before_eval_forward(**kwargs)
@@ -258,8 +293,8 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):  # type: ignore[misc]
             self._after_eval_iteration(**kwargs)
 
 
-class _Targeted(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Examples as Avalanche wants them; targets are only looked at when asked for."""
+class _Pairs(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Examples as a dataset that Avalanche takes."""
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
@@ -270,7 +305,14 @@ class _Targeted(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self._examples[index]
 
-    @property
-    def targets(self) -> list[int]:
-        targets: list[int] = self._examples.targets.tolist()
-        return targets
+
+def _experience(examples: Examples, index: int) -> Any:
+    """An Avalanche experience for plugins that read one; all task labels are 0: classes are told apart, not tasks."""
+    attributes = [
+        DataAttribute(examples.targets.tolist(), "targets"),
+        DataAttribute(ConstantSequence(0, len(examples)), "targets_task_labels", use_in_getitem=True),
+    ]
+    dataset = TaskAwareSupervisedClassificationDataset([_Pairs(examples)], data_attributes=attributes)
+    experience = benchmark_from_datasets(train=[dataset]).train_stream[0]
+    experience.current_experience = index
+    return experience

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,8 +17,10 @@ from clbench.errors import BadValue, LeakError
 class Examples(Protocol):
     """What a task's data must offer; images and text differ only in what a batch holds."""
 
-    targets: Tensor
-    """`[n]` int64 class indices, counted over the whole stream."""
+    @property
+    def targets(self) -> Tensor:
+        """`[n]` int64 class indices, counted over the whole stream."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -160,7 +162,6 @@ class Vault:
     """The lock on the test examples; the runner opens it only to score."""
 
     is_open: bool = False
-    reads: int = 0
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -175,7 +176,6 @@ class Vault:
         """Raise `LeakError` while closed."""
         if not self.is_open:
             raise LeakError("test examples were read while learning; a method may only read the task's training data.")
-        self.reads += 1
 
 
 @dataclass
@@ -184,13 +184,12 @@ class Sealed(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     examples: Examples
     vault: Vault
-    _hash: str = field(default="", init=False)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     @property
-    def targets(self) -> Tensor:  # type: ignore[override]
+    def targets(self) -> Tensor:
         """The targets, while the vault is open."""
         self.vault.check()
         return self.examples.targets

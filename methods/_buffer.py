@@ -67,7 +67,7 @@ class Buffer:
         return torch.tensor([-1 - slot for slot in slots if slot < 0], dtype=torch.int64)
 
     def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`count` samples at random, without repetition where there are enough."""
+        """`count` samples at random without repetition; all of them where there are fewer."""
         assert self.inputs is not None
         picks = torch.randperm(len(self), generator=generator)[:count]
         return self.inputs[picks].to(device), self.targets[picks].to(device)

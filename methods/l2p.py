@@ -21,9 +21,11 @@ class _Pull(Plugin):
 
     def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Draw the chosen keys towards the queries and count how often each prompt is used."""
-        assert self.pool.pull is not None and self.pool.chosen is not None
+        assert self.pool.pull is not None
+        assert self.pool.chosen is not None
         strategy.loss -= self.weight * self.pool.pull
-        self.used += torch.bincount(self.pool.chosen.flatten(), minlength=len(self.used))
+        chosen = self.pool.chosen.flatten()
+        self.used.index_add_(0, chosen, torch.ones_like(chosen))  # bincount would wait for the device
 
     def state(self) -> dict[str, Any]:
         """How often each prompt was used."""

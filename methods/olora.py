@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clbench.adapters.lora import LoRA
+from clbench.adapters.lora import LoRA, LoRALinear
 from clbench.method import Method, Resources, Search, Workbench
 from clbench.strategy import Plugin, Strategy
 
@@ -20,7 +20,7 @@ def overlap(past: Tensor, live: Tensor, norm: Literal["l1", "l2sq"]) -> Tensor:
     past: `[layers, tasks, parts, rank, width]`, live: `[layers, parts, rank, width]`. Zero exactly
     where the row spaces are orthogonal.
     """
-    products = torch.einsum("ltpri,lpsi->ltprs", past, live)
+    products: Tensor = torch.einsum("ltpri,lpsi->ltprs", past, live)
     return products.abs().sum() if norm == "l1" else products.square().sum()
 
 
@@ -29,40 +29,41 @@ class _Orthogonal(Plugin):
         super().__init__()
         self.method, self.bench, self.lora = method, bench, lora
         self.past: Tensor | None = None
-        self.last_penalty: Tensor | None = None
 
     def before_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Freeze the last task's pairs; all past ones are summed into the effective weights."""
         if strategy.task_index > 0:
             self.lora.retire(self.bench.generator("fresh pair", strategy.task_index))
-            self.past = torch.stack([self._matrices(layer, past=True) for layer in self.lora.layers])
+            self.past = self._past()
 
-    def _matrices(self, layer: Any, past: bool) -> Tensor:
+    def _past(self) -> Tensor:
+        return torch.stack([self._matrices(layer, layer.past_down, layer.past_up) for layer in self.lora.layers])
+
+    def _live(self) -> Tensor:
+        return torch.stack([self._matrices(layer, layer.down, layer.up) for layer in self.lora.layers])
+
+    def _matrices(self, layer: LoRALinear, down: Tensor, up: Tensor) -> Tensor:
         """`[(tasks,) parts, rank, width]` on the chosen side."""
         if self.method.side == "A":
-            matrix = layer.past_down if past else layer.down
-            return matrix.unflatten(-2, (len(layer.sizes), layer.rank))
-        matrix = layer.past_up if past else layer.up
-        return torch.stack([part.transpose(-1, -2) for part in matrix.split(layer.sizes, dim=-2)], dim=-3)
+            return torch.stack(down.split(layer.rank, dim=-2), dim=-3)
+        return torch.stack([part.mT for part in up.split(layer.sizes, dim=-2)], dim=-3)
 
     def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Add both penalties."""
         if self.past is not None and self.method.penalty_weight:
-            live = torch.stack([self._matrices(layer, past=False) for layer in self.lora.layers])
-            penalty = overlap(self.past, live, self.method.norm)
-            self.last_penalty = penalty.detach()
-            strategy.loss += self.method.penalty_weight * penalty
+            strategy.loss += self.method.penalty_weight * overlap(self.past, self._live(), self.method.norm)
         if self.method.size_weight:
-            squares = torch.stack([p.square().sum() for p in self.lora.parameters()])
-            strategy.loss += self.method.size_weight * squares.sum().sqrt()
+            sizes = torch.stack([torch.linalg.vector_norm(factor) for factor in self.lora.parameters()])
+            strategy.loss += self.method.size_weight * sizes.sum()
 
+    @torch.no_grad()
     def notes(self) -> dict[str, Any]:
-        """The penalty at the last step, so that a penalty that does nothing is seen."""
-        return {} if self.last_penalty is None else {"last_penalty": float(self.last_penalty)}
+        """The overlap of the last task's pairs with the past ones, so that a penalty that does nothing is seen."""
+        return {"last_overlap": float(overlap(self._past(), self._live(), self.method.norm))}
 
 
 class OLoRA(Method):
-    """Wang et al., Findings of EMNLP 2023: L + λ1 Σ_i<t |A_i A_t'| + λ2 |new pair|.
+    """Wang et al., Findings of EMNLP 2023: L + λ1 Σ_i<t |A_i A_t'| + λ2 Σ ‖new factor‖₂.
 
     Old pairs are frozen and all of them are summed in training and at test; there is no router. The
     paper writes squared overlaps on the factor that spans the update, its released code an L1 norm on

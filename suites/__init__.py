@@ -9,6 +9,6 @@ if __name__ == "suites":
 from clbench.contents import Entry
 
 CONTENTS: dict[str, Entry] = {
-    "quick": Entry("clbench.suites.digits:quick", "real handwritten digits, 5 tasks x 2 classes, nine methods, two minutes"),
+    "quick": Entry("clbench.suites.digits:quick", "real handwritten digits, 5 tasks x 2 classes, two minutes"),
     "glyphs": Entry("clbench.suites.glyphs:glyphs", "letters of four unseen scripts, 10 tasks x 10 classes"),
 }

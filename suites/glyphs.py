@@ -53,7 +53,9 @@ def stream(order_seed: int = 0) -> Stream:
     names = list(drawing.DOWNSTREAM)
     order = list(range(len(names)))
     if order_seed:
-        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(derive(order_seed, "order"))).tolist()
+        order = torch.randperm(
+            len(names), generator=torch.Generator().manual_seed(derive(order_seed, "order"))
+        ).tolist()
     tasks = tuple(task(names[i], tuple(range(10 * i, 10 * i + 10))) for i in order)
     return Stream(tasks, tuple("".join(drawing.DOWNSTREAM.values())))
 

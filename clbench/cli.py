@@ -1,0 +1,255 @@
+"""The command line: words become calls, errors become one sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from clbench import __version__
+from clbench.errors import ClbenchError
+
+if TYPE_CHECKING:
+    from clbench.store import Store
+
+WRONGLY_ASKED = 2
+INTERRUPTED = 130
+
+
+class Door(TyperGroup):
+    """Turns what is raised inside into a sentence on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command.
+
+        A ClbenchError is one sentence and exit code 2; a closed pipe is left to typer, which says nothing.
+        """
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except ClbenchError as error:
+            from clbench.views import warn
+
+            warn(str(error))
+            raise typer.Exit(WRONGLY_ASKED) from error
+        except KeyboardInterrupt as interruption:
+            typer.echo("clbench: interrupted.", err=True)
+            raise typer.Exit(INTERRUPTED) from interruption
+        return result
+
+
+app = typer.Typer(
+    cls=Door,
+    help="Teach pre-trained models one task after another with many methods, and compare what they remember.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+new = typer.Typer(cls=Door, help="Write a skeleton to start from.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(new, name="new")
+
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="See 'clbench list suites'.")]
+StorePath = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", help="Folder of the records; $CLBENCH_STORE or 'results' when not given."),
+]
+Published = Annotated[bool, typer.Option("--published", help="Read the published records instead of the runs.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to learn.")]
+Format = Annotated[str, typer.Option("--format", metavar="text|json", help="How to print it.")]
+
+
+def _root(store: Path | None) -> Path:
+    return store or Path(os.environ.get("CLBENCH_STORE") or "results")
+
+
+def _existing(store: Path | None) -> Store:
+    from clbench.store import Store
+
+    return Store.existing(_root(store))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"clbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+@app.command()
+def run(
+    suite: SuiteName,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|FILE.py:CLASS", help="A method; again for more. The suite's own when not given."),
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="A seed; again for more. 0 when not given.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="METHOD.field=value", help="Or recipe.field=value. See 'clbench show NAME'."),
+    ] = None,
+    order_seed: Annotated[int, typer.Option(min=0, help="The order of the tasks; 0 is the natural one.")] = 0,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads, if not PyTorch's choice.")] = None,
+    store: StorePath = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and write nothing.")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Copy the finished records to DIR/records.")] = False,
+) -> None:
+    """Teach what is missing of a suite, then print its table. Stop it with Ctrl-C; run it again to go on.
+
+    Exit code 0: all cells are done; 1: one failed; 2: wrongly asked; 130: interrupted.
+    """
+    from clbench import compare
+
+    request = compare.Request(
+        suite=suite,
+        methods=tuple(method or ()),
+        settings=tuple(set_ or ()),
+        seeds=tuple(dict.fromkeys(seed or (0,))),
+        order_seed=order_seed,
+        device=device,
+    )
+    code = compare.run(request, _root(store), threads=threads, dry_run=dry_run, publish=publish)
+    raise typer.Exit(code)
+
+
+@app.command()
+def table(
+    suite: SuiteName,
+    format: Annotated[
+        str, typer.Option("--format", metavar="text|csv|markdown|latex|json", help="How to print it.")
+    ] = "text",
+    store: StorePath = None,
+    published: Published = False,
+) -> None:
+    """Print the comparison of a suite's methods from a store."""
+    from clbench import views
+    from clbench.errors import UnknownName
+    from clbench.report.render import FORMATS
+
+    if format not in FORMATS:
+        raise UnknownName("format", format, FORMATS)
+    loaded, records = views.records_of(_existing(store), suite, published)
+    views.print_tables(views.tables(loaded, records), format)
+
+
+@app.command()
+def leaderboard(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.csv", help="Where to write it.")],
+    suite: Annotated[list[str] | None, typer.Argument(metavar="[SUITE]...", help="All when not given.")] = None,
+    store: StorePath = None,
+    published: Published = False,
+) -> None:
+    """Write the tables of suites as one CSV file with all columns."""
+    from clbench import views
+
+    rows = views.leaderboard(_existing(store), suite or (), published, out)
+    typer.echo(f"{rows} row{'s' if rows != 1 else ''} in '{out}'", err=True)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="methods|suites|backbones|runs")],
+    format: Format = "text",
+    store: StorePath = None,
+) -> None:
+    """List what there is."""
+    from clbench import views
+
+    typer.echo(views.listing(kind, format, _existing(store) if kind == "runs" else None))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A method, a suite, a backbone or FILE.py:CLASS.")],
+    format: Format = "text",
+) -> None:
+    """Show fields with their defaults, paper and resources of one thing."""
+    from clbench import views
+
+    typer.echo(views.show(name, format))
+
+
+@app.command()
+def check(method: Annotated[str, typer.Argument(metavar="METHOD", help="A name or FILE.py:CLASS.")]) -> None:
+    """Try a method against every law, one line each; exit code 1 if it breaks one."""
+    from clbench import catalog, conformance
+
+    kind = catalog.method_type(method)
+    words = {True: "passed", False: "FAILED", None: "declined"}
+    broken = 0
+    for verdict in conformance.check(kind.cls, kind.fingerprint):
+        reason = f" ({verdict.reason})" if verdict.reason else ""
+        typer.echo(f"{words[verdict.passed]:<8}  {verdict.law}: {verdict.line}{reason}")
+        broken += verdict.passed is False
+    raise typer.Exit(int(broken > 0))
+
+
+@app.command()
+def tune(
+    suite: SuiteName,
+    method: Annotated[str, typer.Option(metavar="NAME|FILE.py:CLASS", help="The method to tune.")],
+    trials: Annotated[int, typer.Option(min=1, help="How many settings to try.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the search and of the runs.")] = 0,
+    device: Device = "auto",
+    store: StorePath = None,
+) -> None:
+    """Search for good settings on validation data alone, and print the --set words to use."""
+    from clbench import compare
+
+    compare.tune(suite, method, trials, seed, device, _root(store))
+
+
+@app.command()
+def pretrain(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="See 'clbench list backbones'.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to put weights and card.")] = None,
+) -> None:
+    """Make the weights of a shipped backbone again; takes long."""
+    from clbench.backbones.pretrain import pretrain
+
+    pretrain(name, out, lambda line: typer.echo(line, err=True))
+
+
+@new.callback()
+def _new() -> None:
+    """Write a skeleton to start from."""
+
+
+@new.command("method")
+def new_method(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and '_'.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="An existing folder.")] = Path(),
+) -> None:
+    """Write NAME.py, a complete small method, and test_NAME.py, which tries it."""
+    from clbench import skeleton
+
+    typer.echo(skeleton.write_method(name, out))
+
+
+@app.command()
+def doctor(store: StorePath = None) -> None:
+    """Look at what clbench needs here: versions, device, store, fonts, weights, hubs."""
+    from clbench import doctor
+
+    raise typer.Exit(doctor.report(_root(store)))
+
+
+def main() -> None:
+    """Run the command line; the entry point of the program."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another, and nothing breaks
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app(prog_name="clbench")

@@ -1,0 +1,101 @@
+"""Exam: what is asked after each lesson, and whether answers depend on what they must not depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clbench.record import Audit
+from clbench.scoring.accuracy import accuracy
+from clbench.seeding import generator
+from clbench.strategy import Strategy
+from clbench.stream import Examples, Stream, Task, Union, Vault
+
+AUDIT_SAMPLES = 32
+TIE = 1e-4
+"""Two logits closer than this may swap by rounding; such a flip is no leak."""
+
+Outcomes = dict[str, NDArray[np.int32]]
+
+
+class Exam:
+    """The test examples of a stream, which only come out while an answer is asked for."""
+
+    def __init__(self, stream: Stream, vault: Vault, strategy: Strategy) -> None:
+        self.stream, self.vault, self.strategy = stream, vault, strategy
+
+    def score(self, index: int) -> tuple[Tensor, list[float]]:
+        """One pass over the tasks up to `index`: predictions `[examples]` in their order, a score a task.
+
+        The examples come shuffled over the tasks, so that no batch tells the task.
+        """
+        tasks = self.stream.tasks[: index + 1]
+        with self.vault.open():
+            union, task_of = Union([task.test for task in tasks]), _task_of(tasks)
+            labels = union.targets.numpy()
+            order = torch.randperm(len(union), generator=generator(0, "scoring", index))
+            answers, _ = self.strategy.answer(_Picked(union, order), task_of[order])
+        predictions = torch.empty_like(answers)
+        predictions[order] = answers
+        mine = [(task_of == j).numpy() for j in range(len(tasks))]
+        return predictions.to(torch.int32), [accuracy(predictions.numpy()[m], labels[m]) for m in mine]
+
+    def audit(self) -> Audit:
+        """Ask some samples of all tasks again, alone and under shuffled task labels."""
+        labels = _task_of(self.stream.tasks)
+        picks = torch.randperm(len(labels), generator=generator(0, "audit"))[:AUDIT_SAMPLES]
+        labels = labels[picks]
+        shuffled = labels[torch.randperm(len(labels), generator=generator(0, "audit labels"))]
+        with self.vault.open():
+            sample = _Picked(Union([task.test for task in self.stream]), picks)
+            together = self.strategy.answer(sample, labels)
+            alone = self.strategy.answer(sample, labels, batch_size=1)
+            mislabelled = self.strategy.answer(sample, shuffled)
+        return Audit(samples=len(picks), batch_flips=_flips(together, alone), label_flips=_flips(together, mislabelled))
+
+    def outcomes(self, rounds: Mapping[str, Tensor]) -> Outcomes:
+        """Labels, tasks and the predictions of every round, one entry a test example; -1 where not yet asked."""
+        with self.vault.open():
+            labels = torch.cat([task.test.targets for task in self.stream]).numpy().astype(np.int32)
+        found: Outcomes = {"labels": labels, "tasks": _task_of(self.stream.tasks).numpy().astype(np.int32)}
+        for name, predictions in rounds.items():
+            found[name] = np.full(len(labels), -1, dtype=np.int32)
+            found[name][: len(predictions)] = predictions.numpy()
+        return found
+
+
+def _flips(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> int:
+    """How many of two (answers, margins) differ beyond rounding."""
+    return int(((first[0] != second[0]) & (torch.minimum(first[1], second[1]) > TIE)).sum())
+
+
+def _task_of(tasks: Sequence[Task]) -> Tensor:
+    """The index of each test example's task, `[examples]`."""
+    return torch.cat([torch.full((len(task.test),), j) for j, task in enumerate(tasks)])
+
+
+class _Picked(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """The examples of a set at the given places, in that order."""
+
+    def __init__(self, examples: Examples, places: Tensor) -> None:
+        self._examples, self._places = examples, places
+
+    @property
+    def targets(self) -> Tensor:
+        return self._examples.targets[self._places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._examples[int(self._places[index])]
+
+    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self._examples.batch(self._places[indices], device)
+
+    def sha256(self) -> str:
+        return self._examples.sha256()

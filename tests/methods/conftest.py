@@ -1,0 +1,58 @@
+"""What every method's test needs: a run on the tiny suite, taught as many tasks as the test asks for."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from clbench import plan, runner, tiny
+from clbench.method import Method
+from clbench.stream import Stream
+
+
+def _begin(method: Method, tasks: int = 3, seed: int = 0, stream: Stream | None = None) -> runner.Run:
+    stream = stream or tiny.stream(tasks=tasks)
+    cell = plan.cells(tiny.tiny, stream, [plan.Row(method, "", "")], [seed], 0, "cpu")[0]
+    return runner.Run(cell, stream, torch.device("cpu"), runner.Silent())
+
+
+def _teach(run: runner.Run, *lessons: int) -> runner.Run:
+    everything = run.lessons()
+    for number in lessons or range(len(everything)):
+        run.learn(*everything[number])
+    return run
+
+
+def _weights(run: runner.Run) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in run.model.named_parameters()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _light_heap() -> Iterator[None]:
+    # The meter collects garbage before it measures; without what the libraries hold that takes no time.
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def begin() -> Callable[..., runner.Run]:
+    """begin(method, tasks=3, seed=0, stream=None): a run that has learned nothing yet."""
+    return _begin
+
+
+@pytest.fixture
+def teach() -> Callable[..., runner.Run]:
+    """teach(run, *lessons): the run after these lessons, or after all."""
+    return _teach
+
+
+@pytest.fixture
+def weights() -> Callable[[runner.Run], dict[str, Tensor]]:
+    """weights(run): copies of all parameters by name."""
+    return _weights

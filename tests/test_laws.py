@@ -1,0 +1,295 @@
+"""Every listed method obeys every law, and a method that breaks one is caught by exactly that one."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+
+from clbench import catalog
+from clbench.conformance import LAWS, Verdict, check
+from clbench.method import Method, Resources, Workbench
+from clbench.methods import CONTENTS
+from clbench.strategy import Plugin, Strategy
+
+NAMES = [law.name for law in LAWS]
+NOT_APPLICABLE = {("finetune", "frozen"), ("joint", "first task")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _light_heap() -> Iterator[None]:
+    # The meter collects garbage before it measures; without what the libraries hold that takes no time.
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@cache
+def verdicts(method: str) -> dict[str, Verdict]:
+    listed = catalog.method_type(method)
+    return {verdict.law: verdict for verdict in check(listed.cls, listed.fingerprint)}
+
+
+@pytest.mark.parametrize("method", CONTENTS)
+@pytest.mark.parametrize("law", NAMES)
+def test_every_listed_method_obeys_the_law(law: str, method: str) -> None:
+    verdict = verdicts(method)[law]
+    assert verdict.passed is (None if (method, law) in NOT_APPLICABLE else True), verdict.reason
+    assert bool(verdict.reason) is (verdict.passed is None)
+
+
+class Behaviour(Plugin):
+    """Does nothing wrong."""
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__()
+        self.bench = bench
+        self.memory = torch.zeros(())
+
+    def state(self) -> dict[str, Any]:
+        return {"memory": self.memory}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.memory = state["memory"]
+
+
+class Honest(Method):
+    name = "honest"
+
+    def plugins(self, bench: Workbench) -> Sequence[Any]:
+        bench.lora()
+        return [self.behaviour(bench)]
+
+    def behaviour(self, bench: Workbench) -> Any:
+        return Behaviour(bench)
+
+
+def failed(method: type[Method]) -> dict[str, str]:
+    return {verdict.law: verdict.reason for verdict in check(method) if verdict.passed is False}
+
+
+def declined(method: type[Method]) -> set[str]:
+    return {verdict.law for verdict in check(method) if verdict.passed is None}
+
+
+def test_an_honest_method_passes_everything() -> None:
+    found = list(check(Honest))
+    assert [verdict.law for verdict in found] == NAMES
+    assert [verdict.line for verdict in found] == [law.line for law in LAWS]
+    assert all(verdict.passed and not verdict.reason for verdict in found)
+
+
+class NeedsAField(Honest):
+    required: int
+
+
+class Crashes(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Crash(Behaviour):
+            def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                raise ZeroDivisionError("one by nothing")
+
+        return Crash(bench)
+
+
+class CrashesAtOnce(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        raise KeyError("nothing there")
+
+
+class Unseeded(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Chance(Behaviour):
+            @torch.no_grad()
+            def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                strategy.model.head.bias.add_(1e-3 * random.SystemRandom().random())
+
+        return Chance(bench)
+
+
+class Idle(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Nothing(Behaviour):
+            def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                strategy.loss *= 0
+
+        return Nothing(bench)
+
+
+class TouchesFrozenWeights(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Touch(Behaviour):
+            @torch.no_grad()
+            def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                if strategy.task_index == bench.tasks_expected - 1:
+                    strategy.model.body.norm.bias.add_(1e-7)
+
+        return Touch(bench)
+
+
+class Clairvoyant(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Future(Behaviour):
+            def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                if bench.tasks_expected == 1:
+                    strategy.loss *= 0
+
+        return Future(bench)
+
+
+class ForgetsToSaveItsAnswer(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Shift(Behaviour):
+            shift = 0.0
+
+            def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                self.shift = torch.arange(6.0)[: strategy.model.classes] / 4
+
+            def after_eval_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                strategy.mb_output = strategy.mb_output + self.shift
+
+        return Shift(bench)
+
+
+class ForgetsToSaveItsMemory(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Count(Behaviour):
+            tasks = 0
+
+            def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                strategy.loss += 0.1 * self.tasks * strategy.model.head.weight.square().sum()
+
+            def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                self.tasks += 1
+
+        return Count(bench)
+
+
+class Votes(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Vote(Behaviour):
+            def after_eval_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                logits = strategy.mb_output
+                strategy.mb_output = logits + 3 * (logits - logits.mean(dim=0))
+
+        return Vote(bench)
+
+
+class UsesTheTask(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Oracle(Behaviour):
+            def after_eval_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                own = torch.arange(strategy.model.classes) // 2 == strategy.mbatch[2][:, None]
+                strategy.mb_output = strategy.mb_output.masked_fill(~own, float("-inf"))
+
+        return Oracle(bench)
+
+
+class DeclaresTheTask(UsesTheTask):
+    def resources(self) -> Resources:
+        return Resources(task_id_at_test=True)
+
+
+class Hoards(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Hoard(Behaviour):
+            def kept_samples(self) -> int:
+                return 10
+
+        return Hoard(bench)
+
+
+class Swells(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Pile(Behaviour):
+            def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                self.memory = torch.zeros((strategy.task_index + 1) * 2**19)
+
+        return Pile(bench)
+
+
+class LearnsFromTests(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Peek(Behaviour):
+            def after_eval_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                self.memory = strategy.mb_x.float().mean() / 255
+
+            @torch.no_grad()
+            def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                strategy.model.head.bias[-1] += 1e-3 * self.memory
+
+        return Peek(bench)
+
+
+class ReadsTests(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Thief(Behaviour):
+            loot: Any = ()
+
+            def after_eval_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                self.loot = strategy.dataloader
+
+            def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                for _ in self.loot:
+                    break
+
+        return Thief(bench)
+
+
+@pytest.mark.parametrize(
+    ("method", "law", "reason"),
+    [
+        (NeedsAField, "defaults", "ValidationError"),
+        (Crashes, "runs", "ZeroDivisionError: one by nothing"),
+        (CrashesAtOnce, "runs", "KeyError: 'nothing there'"),
+        (Unseeded, "deterministic", "differs"),
+        (Idle, "learns", "guessing reaches 71% once in 100 times"),
+        (TouchesFrozenWeights, "frozen", "norm.bias has changed though it is frozen"),
+        (Clairvoyant, "first task", "differ between streams of 1 and 3 tasks"),
+        (ForgetsToSaveItsAnswer, "save and load", "answers otherwise"),
+        (ForgetsToSaveItsMemory, "resume", "state() is missing something"),
+        (Votes, "batches", "of 32 answers change when a sample is scored alone"),
+        (UsesTheTask, "task labels", "of 32 answers change when the task labels are shuffled"),
+        (Hoards, "resources", "keeps 10 samples and declared 0"),
+        (Swells, "resources", "stored 2.00 MiB more after a task and declared 1.00"),
+        (LearnsFromTests, "test data", "depends on the test examples"),
+        (ReadsTests, "test data", "test examples were read while learning"),
+    ],
+)
+def test_a_cheat_is_caught_by_the_law_it_breaks(method: type[Method], law: str, reason: str) -> None:
+    found = failed(method)
+    assert list(found) == [law], found
+    assert reason in found[law]
+
+
+def test_a_method_that_is_told_the_task_may_say_so() -> None:
+    assert failed(DeclaresTheTask) == {}
+    assert declined(DeclaresTheTask) == {"task labels"}
+
+
+class Foreign(Honest):
+    def behaviour(self, bench: Workbench) -> Any:
+        return SupervisedPlugin()
+
+
+def test_a_plugin_that_cannot_tell_its_state_is_not_asked_for_it() -> None:
+    assert failed(Foreign) == {}
+    assert declined(Foreign) == {"save and load", "resume"}
+
+
+class Declines(Honest):
+    def unsupported(self, stream: Any) -> str | None:
+        return "it needs text"
+
+
+def test_a_method_that_declines_is_not_failed() -> None:
+    found = list(check(Declines))
+    assert {verdict.law for verdict in found if verdict.passed} == {"defaults"}
+    assert {verdict.reason for verdict in found if verdict.passed is None} == {"it needs text"}

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from clbench.methods import CONTENTS
+from clbench.record import SCHEMA, Audit, Record, TaskCosts
+
+SHARE = st.floats(0, 1)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+COSTS = st.builds(
+    TaskCosts,
+    **{
+        name: st.integers(0, 2**60) if field.annotation is int else st.floats(0, 1e9)
+        for name, field in TaskCosts.model_fields.items()
+    },
+)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    tasks = draw(st.integers(1, 4))
+    row = st.lists(st.none() | SHARE, min_size=tasks, max_size=tasks)
+    return Record.example(
+        tasks=tuple(draw(st.lists(st.text(), min_size=tasks, max_size=tasks))),
+        test_sizes=tuple(draw(st.lists(st.integers(1, 100), min_size=tasks, max_size=tasks))),
+        scores=tuple(map(tuple, draw(st.lists(row, min_size=tasks + 1, max_size=tasks + 1)))),
+        costs=tuple(draw(st.lists(COSTS, max_size=tasks))),
+        notes=draw(st.dictionaries(st.text(), JSON, max_size=3)),
+        params=draw(st.dictionaries(st.text(), JSON, max_size=3)),
+        audit=draw(st.none() | st.builds(Audit, samples=st.just(32), batch_flips=st.just(0), label_flips=st.just(1))),
+        variant=draw(st.text()),
+        contended=draw(st.booleans()),
+    )
+
+
+@given(records())
+def test_json_and_back_is_the_same_record(record: Record) -> None:
+    text = record.model_dump_json()
+    assert Record.model_validate_json(text) == record
+    assert Record.model_validate(json.loads(text)) == record
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["scores", "notes", "params", "costs"])
+def test_no_number_that_json_lacks_is_stored(number: float, place: str) -> None:
+    cost = Record.example().costs[0]
+    changes: dict[str, Any] = {
+        "scores": ((None, None), (number, None), (0.5, 0.9)),
+        "notes": {"share": [0.5, {"deep": number}]},
+        "params": {"weight": number},
+        "costs": ({**cost.model_dump(), "train_seconds": number},),
+    }
+    with pytest.raises(ValidationError, match="finite|NaN"):
+        Record.example(**{place: changes[place]})
+
+
+def test_notes_are_what_will_be_read_back() -> None:
+    assert Record.example(notes={"pair": (1, 2)}).notes == {"pair": [1, 2]}
+    with pytest.raises(ValidationError, match="plain JSON"):
+        Record.example(notes={"set": {1}})
+
+
+def test_unknown_fields_are_refused() -> None:
+    content = json.loads(Record.example().model_dump_json())
+    assert content["schema_version"] == SCHEMA
+    with pytest.raises(ValidationError, match="colour"):
+        Record.model_validate({**content, "colour": "red"})
+    content["origin"]["colour"] = "red"
+    with pytest.raises(ValidationError, match="colour"):
+        Record.model_validate(content)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"test_sizes": (10,)},
+        {"scores": ((None, None), (1.0, None))},
+        {"scores": ((None,), (1.0,), (0.5,))},
+        {"status": "done", "reason": "because"},
+        {"status": "failed"},
+        {"status": "done", "scores": ()},
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Record.example(**changes)
+
+
+def test_the_example_names_no_method() -> None:
+    assert Record.example().method not in CONTENTS

@@ -1,0 +1,87 @@
+"""The published records: complete, current, and as any sane comparison must come out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from clbench import catalog, metrics
+from clbench.record import Record
+from clbench.store import Store
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+SEEDS = {0, 1, 2}
+CLASSES_A_TASK = {"quick": 2, "glyphs": 10}
+
+
+def published(suite: str) -> dict[tuple[str, str], list[Record]]:
+    loaded = Store.existing(RESULTS).load(suite, published=True)
+    assert loaded.problems == []
+    rows = defaultdict(list)
+    for record in loaded.records:
+        rows[record.method, record.variant].append(record)
+        assert loaded.outcomes(record) is not None
+    return dict(rows)
+
+
+@pytest.fixture(scope="module", params=["quick", "glyphs"])
+def rows(request: pytest.FixtureRequest) -> dict[tuple[str, str], list[Record]]:
+    return published(request.param)
+
+
+def mean(records: list[Record], metric: str) -> float:
+    values = [getattr(metrics, metric)(record.scores) for record in records]
+    assert all(isinstance(value, float) for value in values), values
+    return sum(values) / len(values)
+
+
+def test_every_contender_has_three_finished_seeds(rows: dict[tuple[str, str], list[Record]]) -> None:
+    name = next(iter(rows.values()))[0].suite
+    suite = catalog.suite(name)
+    assert {(c.method, c.label) for c in suite.contenders} == set(rows)
+    for records in rows.values():
+        assert {record.seed for record in records} == SEEDS
+        assert {record.status for record in records} == {"done"}
+        assert not any(record.contended for record in records)
+
+
+def test_all_rows_share_one_protocol_and_pass_the_audit(rows: dict[tuple[str, str], list[Record]]) -> None:
+    everything = [record for records in rows.values() for record in records]
+    assert len({record.suite_hash for record in everything}) == 1
+    for record in everything:
+        assert record.audit is not None
+        assert (record.audit.batch_flips, record.audit.label_flips) == (0, 0)
+
+
+def test_joint_is_above_all_sequential_rows(rows: dict[tuple[str, str], list[Record]]) -> None:
+    joint = mean(rows["joint", ""], "average_accuracy")
+    others = {row: mean(records, "average_accuracy") for row, records in rows.items() if row[0] not in ("joint", "ncm")}
+    assert joint > max(others.values()), others
+
+
+def test_replay_forgets_less_than_seqlora(rows: dict[tuple[str, str], list[Record]]) -> None:
+    assert mean(rows["replay", ""], "forgetting") < mean(rows["seqlora", ""], "forgetting")
+
+
+def test_unmasked_seqlora_forgets_nearly_everything(rows: dict[tuple[str, str], list[Record]]) -> None:
+    for record in rows["seqlora", "unmasked"]:
+        past = record.scores[-1][:-1]
+        assert sum(score or 0 for score in past) / len(past) < 0.05
+    assert mean(rows["seqlora", "unmasked"], "forgetting") > 0.8
+
+
+def test_every_method_beats_chance_on_its_first_task(rows: dict[tuple[str, str], list[Record]]) -> None:
+    for row, records in rows.items():
+        for record in records:
+            first = record.scores[1][0] if record.protocol["schedule"] != "joint" else record.scores[-1][0]
+            chance = 1 / CLASSES_A_TASK[record.suite]
+            assert first is not None
+            assert first > 1.5 * chance, (row, record.seed, first)
+
+
+def test_the_glyphs_suite_tells_methods_apart() -> None:
+    rows = published("glyphs")
+    assert 0.60 <= mean(rows["ncm", ""], "average_accuracy") <= 0.85
+    assert mean(rows["joint", ""], "average_accuracy") >= 0.90
