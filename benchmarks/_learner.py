@@ -37,7 +37,6 @@ class Standing(Strategy):
         """Do all that comes before the task's first epoch, and nothing that comes after its last."""
         self.inside, self.train_epochs = True, 0
         self.learn(index, task)
-        self.model.train()
 
     def block(self) -> None:
         """One epoch of the task."""

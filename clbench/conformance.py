@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clbench import plan, runner, tiny
 from clbench.errors import ClbenchError, LeakError
+from clbench.exam import Outcomes
 from clbench.method import Method
 from clbench.record import Record
 from clbench.store import CellFolder
@@ -63,12 +64,12 @@ class Taught:
     frozen: dict[str, tuple[nn.Parameter, Tensor]]
     """The backbone's frozen weights: themselves, and a copy from before."""
     facts: dict[str, Any]
-    outcomes: runner.Outcomes
+    outcomes: Outcomes
 
     def __init__(self, cell: plan.Cell, stream: Stream) -> None:
         self.error: Exception | None = None
-        self.scored = False
-        """Whether the last lesson that was begun has been learned and scored."""
+        self.kept_too_much = False
+        """Whether the error came after a lesson had been learned and scored, when what is kept is counted."""
         try:
             self._teach(cell, stream)
         except Exception as error:  # whatever a method may raise
@@ -86,7 +87,8 @@ class Taught:
             try:
                 self.running.learn(index, task)
             finally:
-                self.scored = len(self.running.state.costs) > number
+                self.kept_too_much = len(self.running.state.costs) > number
+        self.kept_too_much = False
         self.facts, self.outcomes = self.running.facts(), self.running.outcomes()
 
     def answers(self) -> tuple[Tensor, Tensor]:
@@ -145,7 +147,7 @@ class Trial:
         return self.whole
 
     @cached_property
-    def resumed(self) -> tuple[Record, runner.Outcomes]:
+    def resumed(self) -> tuple[Record, Outcomes]:
         """A run that is killed after every lesson but the last, and after that one where there is no other."""
         stream = tiny.stream(tasks=_TASKS)
         cell = self.cell(stream)
@@ -296,14 +298,14 @@ def _labels(trial: Trial) -> None:
 
 def _within_resources(trial: Trial) -> None:
     run = trial.attempt
-    if isinstance(run.error, LeakError) and run.scored:
+    if isinstance(run.error, LeakError) and run.kept_too_much:
         raise Broken(str(run.error))
     _ = trial.whole
 
 
 def _test_data_untouched(trial: Trial) -> None:
     run = trial.attempt
-    if isinstance(run.error, LeakError) and not run.scored:
+    if isinstance(run.error, LeakError) and not run.kept_too_much:
         raise Broken(str(run.error))
     honest, other = trial.repeatable, trial.taught(_with_other_tests(tiny.stream(tasks=_TASKS)))
     if other.error is not None or other.facts["weights_sha256"] != honest.facts["weights_sha256"]:

@@ -140,11 +140,11 @@ def listing(kind: str, format: str, store: Store | None) -> str:
 
 
 def _entries(kind: str) -> list[dict[str, Any]]:
-    pages = {"methods": catalog.methods, "suites": catalog.suites, "backbones": lambda: catalog.BACKBONES}
+    pages = {"methods": catalog.methods(), "suites": catalog.suites(), "backbones": catalog.BACKBONES}
     paper = kind == "methods"
     return [
         {"name": name, "line": entry.line, **({"paper": entry.paper} if paper else {})}
-        for name, entry in pages[kind]().items()
+        for name, entry in pages[kind].items()
     ]
 
 

@@ -49,7 +49,8 @@ DECLINING = (
 
 
 def ask(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
+    here = ("--device", "cpu") if words[0] == "run" and words[1:] and "--device" not in words else ()
+    return CliRunner().invoke(app, [str(word) for word in (*words, *here)])
 
 
 def refused(done: Result, *names: str | Path) -> None:
@@ -111,6 +112,7 @@ def test_a_wrong_word_is_named(
     words: list[str], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLBENCH_STORE", raising=False)
     refused(ask(*words), *names)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ from clbench.table import REFERENCE_METHOD
 
 
 def ask(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
+    here = ("--device", "cpu") if words[0] == "run" and words[1:] and "--device" not in words else ()
+    return CliRunner().invoke(app, [str(word) for word in (*words, *here)])
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,8 @@ def test_nothing_missing_and_tables_import_nothing_heavy(finished: Path, tmp_pat
         "assert 'nothing is missing' in ask('run', 'tiny', '--device', 'auto', '--store', store)\n"
         "assert set(heavy()) <= {'torch'}, heavy()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    without = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=without)
     assert done.returncode == 0, done.stderr
 
 
@@ -84,10 +87,7 @@ def test_a_memo_is_worth_nothing_without_its_records(finished: Path, tmp_path: P
     (store / "runs" / ".plans").mkdir(parents=True)
     for path in (finished / "runs" / ".plans").iterdir():
         (store / "runs" / ".plans" / path.name).write_bytes(path.read_bytes())
-    assert (
-        "3 cells of tiny on cpu; 3 missing."
-        in ask("run", "tiny", "--dry-run", "--store", store, "--device", "cpu").stderr
-    )
+    assert "3 cells of tiny on cpu; 3 missing." in ask("run", "tiny", "--dry-run", "--store", store).stderr
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:

@@ -215,17 +215,31 @@ class Swells(Honest):
         return Pile(bench)
 
 
+class RemembersTests(Honest):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Remember(Behaviour):
+            def after_eval_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                self.memory = strategy.mb_x.float().mean()
+
+        return Remember(bench)
+
+
 class LearnsFromTests(Honest):
     def behaviour(self, bench: Workbench) -> Plugin:
-        class Peek(Behaviour):
-            def after_eval_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-                self.memory = strategy.mb_x.float().mean() / 255
+        class Learn(Behaviour):
+            curious = False
 
             @torch.no_grad()
             def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-                strategy.model.head.bias[-1] += 1e-3 * self.memory
+                strategy.model.head.bias[-1] += 1e-5 * self.memory
+                self.curious = True
 
-        return Peek(bench)
+            def after_eval_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                if self.curious:
+                    self.memory = strategy.mb_x.float().mean()
+                    self.curious = False
+
+        return Learn(bench)
 
 
 class ReadsTests(Honest):
@@ -259,6 +273,7 @@ class ReadsTests(Honest):
         (UsesTheTask, "task labels", "of 32 answers change when the task labels are shuffled"),
         (Hoards, "resources", "keeps 10 samples and declared 0"),
         (Swells, "resources", "stored 2.00 MiB more after a task and declared 1.00"),
+        (RemembersTests, "test data", "changed what it has learned while it answered test examples"),
         (LearnsFromTests, "test data", "depends on the test examples"),
         (ReadsTests, "test data", "test examples were read while learning"),
     ],

@@ -255,13 +255,16 @@ def test_a_resumed_run_keeps_threads_start_and_what_was_measured(
 ) -> None:
     before = checkpoint.unpack(interrupted.checkpoint_path.read_bytes())["state"]
     early = {**before, "started": "2026-01-01T00:00:00+00:00", "contended": True}
+    interrupted.checkpoint_path.write_bytes(with_changes(interrupted.checkpoint_path.read_bytes(), state=early))
     threads = torch.get_num_threads()
-    changed = with_changes(interrupted.checkpoint_path.read_bytes(), state=early, threads=threads + 1)
-    write_atomically(interrupted.checkpoint_path, changed)
-    record, _ = finish(a_cell(), interrupted)
+    torch.set_num_threads(threads + 1)
+    try:
+        record, _ = finish(a_cell(), interrupted)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert record.origin.threads == threads
     assert record.origin.started == "2026-01-01T00:00:00+00:00"
-    assert record.origin.threads == threads + 1
-    assert torch.get_num_threads() == threads
     assert record.contended
     assert [cost.model_dump() for cost in record.costs[:2]] == before["costs"]
     assert record.scores == whole[0].scores
