@@ -109,7 +109,7 @@ def sha256(state: Any) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].cpu().contiguous()
         total.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
-        total.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

@@ -38,7 +38,7 @@ class Exam:
             union, task_of = Union([task.test for task in tasks]), _task_of(tasks)
             labels = union.targets.numpy()
             order = torch.randperm(len(union), generator=generator(0, "scoring", index))
-            answers, _ = self.strategy.answer(_Picked(union, order), task_of[order])
+            answers, _ = self._ask(_Picked(union, order), task_of[order])
         predictions = torch.empty_like(answers)
         predictions[order] = answers
         mine = [(task_of == j).numpy() for j in range(len(tasks))]
@@ -52,10 +52,16 @@ class Exam:
         shuffled = labels[torch.randperm(len(labels), generator=generator(0, "audit labels"))]
         with self.vault.open():
             sample = _Picked(Union([task.test for task in self.stream]), picks)
-            together = self.strategy.answer(sample, labels)
-            alone = self.strategy.answer(sample, labels, batch_size=1)
-            mislabelled = self.strategy.answer(sample, shuffled)
+            together = self._ask(sample, labels)
+            alone = self._ask(sample, labels, batch_size=1)
+            mislabelled = self._ask(sample, shuffled)
         return Audit(samples=len(picks), batch_flips=_flips(together, alone), label_flips=_flips(together, mislabelled))
+
+    def _ask(self, examples: Examples, task_of: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Answers and margins; afterwards no test example is left within a plugin's reach."""
+        answers = self.strategy.answer(examples, task_of, batch_size)
+        self.strategy.mbatch = []
+        return answers
 
     def outcomes(self, rounds: Mapping[str, Tensor]) -> Outcomes:
         """Labels, tasks and the predictions of every round, one entry a test example; -1 where not yet asked."""

@@ -222,7 +222,7 @@ def _overhead(group: _Group, groups: Sequence[_Group], reference: str) -> Number
     others = [
         other
         for other in groups
-        if other.done and not other.stale and (other.done[0].method, other.done[0].variant) == (reference, "")
+        if other.done and not other.stale and other.done[0].method == reference and _plain(other.done[0].variant)
         if _device(other.records[0]) == device
     ]
     if not others:
@@ -233,6 +233,11 @@ def _overhead(group: _Group, groups: Sequence[_Group], reference: str) -> Number
         return Undefined(f"no timed run of {'it' if theirs else reference} that had the device to itself")
     ratios = [mine[run] / theirs[run] for run in mine if theirs.get(run, 0.0) > 0]
     return sum(ratios) / len(ratios) if ratios else Undefined(f"no seed and thread count in common with {reference}")
+
+
+def _plain(variant: str) -> bool:
+    """Whether only the recipe was changed, if anything: the method's own settings are its defaults."""
+    return all(word.startswith("recipe.") for word in variant.split(", ") if word)
 
 
 def _uncontended(group: _Group) -> dict[tuple[Run, int], float]:

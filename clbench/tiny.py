@@ -45,5 +45,9 @@ tiny = Suite(
     transform="none",
     normalisation="none",
     contenders=(Contender("seqlora"), Contender("replay"), Contender("ncm")),
-    settings={"replay": {"buffer_samples": 24, "replay_batch": 8}, "l2p": {"pool": 4, "length": 1, "top": 2}},
+    settings={
+        "finetune": {"learning_rate": 1e-3},
+        "replay": {"buffer_samples": 24, "replay_batch": 8},
+        "l2p": {"pool": 4, "length": 1, "top": 2},
+    },
 )

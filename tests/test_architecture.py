@@ -205,7 +205,9 @@ def test_a_method_is_named_only_at_home(method: str) -> None:
     strangers = {
         name: path
         for name, path in SOURCES.items()
-        if room(name) not in {"suites", "tiny"} and name != "clbench.methods" and name.split(".")[:3] != home.split(".")[:3]
+        if room(name) not in {"suites", "tiny"}
+        and name != "clbench.methods"
+        and name.split(".")[:3] != home.split(".")[:3]
     }
     found = {name: [word for word in words(path) if names_a_method(word, method)] for name, path in strangers.items()}
     # The one documented constant: overheads are measured against it.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -20,15 +19,6 @@ from clbench.strategy import Plugin, Strategy
 
 NAMES = [law.name for law in LAWS]
 NOT_APPLICABLE = {("finetune", "frozen"), ("joint", "first task")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _light_heap() -> Iterator[None]:
-    # The meter collects garbage before it measures; without what the libraries hold that takes no time.
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @cache

@@ -77,8 +77,10 @@ def test_a_methods_own_epochs_are_its_terms() -> None:
 
 
 def past(cell: Cell, seconds: float, **changes: Any) -> Record:
-    cost = Record.example().costs[0].model_copy(
-        update={"train_seconds": seconds, "warmup_seconds": 0.5, "eval_seconds": 0.5}
+    cost = (
+        Record.example()
+        .costs[0]
+        .model_copy(update={"train_seconds": seconds, "warmup_seconds": 0.5, "eval_seconds": 0.5})
     )
     fields = {"suite": "tiny", "method": cell.method.name, "protocol": cell.protocol.model_dump(), "costs": (cost,)}
     return Record.example(**{**fields, **changes})

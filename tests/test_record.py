@@ -61,7 +61,7 @@ def test_no_number_that_json_lacks_is_stored(number: float, place: str) -> None:
         "params": {"weight": number},
         "costs": ({**cost.model_dump(), "train_seconds": number},),
     }
-    with pytest.raises(ValidationError, match="finite|NaN"):
+    with pytest.raises(ValidationError, match=r"finite|NaN"):
         Record.example(**{place: changes[place]})
 
 

@@ -215,6 +215,18 @@ def test_overhead_pairs_the_seeds_with_the_reference() -> None:
     assert made[f"{REFERENCE_METHOD} (rank=4)"].overhead == pytest.approx(7.0)
 
 
+def test_overhead_takes_the_reference_under_the_same_recipe() -> None:
+    short, word = {"epochs": 1}, "recipe.epochs=1"
+    made = rows(
+        [
+            run(REFERENCE_METHOD, costs=costs(9.0)),
+            run(REFERENCE_METHOD, variant=word, recipe=short, costs=costs(1.0)),
+            run("ewc", variant=word, recipe=short, costs=costs(2.0)),
+        ]
+    )
+    assert made[f"ewc ({word})"].overhead == pytest.approx(2.0)
+
+
 def test_overhead_is_undefined_with_the_reason() -> None:
     def overhead(*records: Record, **options: Any) -> Any:
         return rows(list(records), **options)["ewc"].overhead

@@ -8,6 +8,7 @@ from clbench.contents import Entry
 from clbench.errors import UnknownName
 
 if TYPE_CHECKING:
+    from clbench.backbones.vision import VisionSource
     from clbench.model import Classifier
 
 CONTENTS: dict[str, Entry] = {
@@ -31,7 +32,8 @@ def weights_sha256(name: str) -> str:
     return _source(name).weights_sha256()
 
 
-def _source(name: str):  # type: ignore[no-untyped-def]
+def _source(name: str) -> VisionSource:
     if name not in CONTENTS:
         raise UnknownName("backbone", name, CONTENTS)
-    return CONTENTS[name].load()
+    source: VisionSource = CONTENTS[name].load()
+    return source

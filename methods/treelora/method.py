@@ -124,8 +124,9 @@ class TreeLoRA(Method):
     which would favour the latest task of a carried adapter); a node's own mean takes part in its
     bound (`bandit`); the penalty is scaled so that its weight is in units of the loss (`penalty`);
     exploration is 0.1, because residuals lie in [0, 1] here and the paper's 2 plays nearly at
-    random on them for hundreds of steps. With `penalty_weight=0` the weights equal seqlora's to
-    the bit.
+    random on them for hundreds of steps. A signature of gradients is the mean gradient of the whole
+    loss, the penalty's pull included: without it a second backward pass would be needed. With
+    `penalty_weight=0` the weights equal seqlora's to the bit.
     """
 
     name = "treelora"

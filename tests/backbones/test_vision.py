@@ -93,7 +93,7 @@ def test_the_recipe_warms_up_decays_to_zero_and_changes_its_jitter() -> None:
     recipe = GlyphRecipe(steps=1000, warmup_steps=100)
     assert recipe.learning_rate_at(99) == pytest.approx(recipe.learning_rate)
     assert recipe.learning_rate_at(999) < 1e-8
-    assert [recipe.jitter_at(step) for step in (299, 300, 600, 999)] == [
+    assert [recipe.jitter_at(step) for step in (399, 400, 700, 999)] == [
         recipe.phases[phase].jitter for phase in (0, 1, 2, 2)
     ]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,15 +28,6 @@ def _teach(run: runner.Run, *lessons: int) -> runner.Run:
 
 def _weights(run: runner.Run) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in run.model.named_parameters()}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _light_heap() -> Iterator[None]:
-    # The meter collects garbage before it measures; without what the libraries hold that takes no time.
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
