@@ -104,29 +104,38 @@ def inline(
 
     A cell that another process holds is left to it; once nothing else is to do, its record is waited for.
     """
-    told, summary, waiting = reporter or Quiet(), Summary(), list[Cell]()
+    told, summary, waiting, old = reporter or Quiet(), Summary(), list[Cell](), dict[str, Record | None]()
     for cell in cells:
         record, _ = _folder(store, cell).read()
         if record is not None and _finished(record):
             summary.kept.append(record)
         else:
             waiting.append(cell)
+            old[cell.key] = record
     while waiting:
-        held = [cell for cell in waiting if not _attempt(cell, stream, store, device, told, summary)]
+        held = [cell for cell in waiting if not _attempt(cell, old[cell.key], stream, store, device, told, summary)]
         if len(held) == len(waiting):
             time.sleep(0.5)
         waiting = held
     return summary
 
 
-def _attempt(cell: Cell, stream: Stream, store: Store, device: torch.device, told: Reporter, summary: Summary) -> bool:
-    """Do one cell, or find it done; False where another process holds it."""
+def _attempt(
+    cell: Cell,
+    old: Record | None,
+    stream: Stream,
+    store: Store,
+    device: torch.device,
+    told: Reporter,
+    summary: Summary,
+) -> bool:
+    """Do one cell, or find it done since its `old` record was read; False where another process holds it."""
     folder = _folder(store, cell)
     with folder.lock() as mine:
         if not mine:
             return False
         record, problem = folder.read()
-        if record is not None and _finished(record):
+        if record is not None and (_finished(record) or record != old):
             summary.elsewhere.append(record)
             told.cell_finished(cell, record)
             return True

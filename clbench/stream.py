@@ -58,7 +58,7 @@ class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if device not in self._on:
             self._on[device] = (self.images.to(device), self.targets.to(device))
         images, targets = self._on[device]
-        indices = indices.to(device)
+        indices = indices.to(device, non_blocking=True)
         return images[indices], targets[indices]
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
@@ -104,7 +104,7 @@ class Union(torch.utils.data.Dataset[tuple[Tensor, int]]):
             inputs.append(x)
             targets.append(y)
             places.append(at)
-        back = torch.argsort(torch.cat(places)).to(device)
+        back = torch.argsort(torch.cat(places)).to(device, non_blocking=True)
         return torch.cat(inputs)[back], torch.cat(targets)[back]
 
     def sha256(self) -> str:

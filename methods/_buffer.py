@@ -70,7 +70,7 @@ class Buffer:
         """`count` samples at random without repetition; all of them where there are fewer."""
         assert self.inputs is not None
         picks = torch.randperm(len(self), generator=generator)[:count]
-        return self.inputs[picks].to(device), self.targets[picks].to(device)
+        return self.inputs[picks].to(device, non_blocking=True), self.targets[picks].to(device, non_blocking=True)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 CONTENTS: dict[str, Entry] = {
     "glyph-vit": Entry(
-        "clbench.backbones.vision:GLYPH_VIT", "ViT, 1.2 M weights, 32x32 grey, pre-trained on 1,571 drawn characters"
+        "clbench.backbones.vision:GLYPH_VIT", "ViT, 1.2 M weights, 32x32 grey, pre-trained on 1,475 drawn characters"
     ),
     "tiny-vit": Entry("clbench.backbones.vision:TINY_VIT", "ViT, 7 k random weights, 8x8 grey, for tests"),
 }

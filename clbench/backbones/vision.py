@@ -64,8 +64,8 @@ class VisionClassifier(Classifier):
 
     def prompted(self, tokens: Tensor, prompts: Tensor) -> Tensor:
         """Mean of the prompts' output tokens; they stand behind the class token at its position (L2P)."""
-        position = self.body.pos_embed[:, :1]
-        joined = torch.cat([tokens[:, :1], prompts + position, tokens[:, 1:]], dim=1)
+        positions: Tensor = self.body.get_parameter("pos_embed")
+        joined = torch.cat([tokens[:, :1], prompts + positions[:, :1], tokens[:, 1:]], dim=1)
         return self.encode(joined)[:, 1 : 1 + prompts.shape[1]].mean(dim=1)
 
     def sites(self, projections: Sequence[str]) -> tuple[Site, ...]:
