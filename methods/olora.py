@@ -80,7 +80,7 @@ class OLoRA(Method):
 
     def resources(self) -> Resources:
         """One pair of factors a task."""
-        return Resources(stored_mib_per_task=256.0)
+        return Resources(stored_mib_per_task=32.0)
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """A LoRA that is retired at each new task."""

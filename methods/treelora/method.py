@@ -145,7 +145,7 @@ class TreeLoRA(Method):
 
     def resources(self) -> Resources:
         """One signature a task (two with gradients)."""
-        return Resources(stored_mib_per_task=256.0)
+        return Resources(stored_mib_per_task=32.0)
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """A LoRA and its guidance."""
