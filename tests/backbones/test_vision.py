@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_the_shipped_weights_are_the_ones_on_the_card() -> None:
     assert card["sha256"] == hashlib.sha256(source.weights_path.read_bytes()).hexdigest() == source.weights_sha256()
     assert card["accuracy"] >= 0.95
     assert card["minutes"] > 0
-    assert card["recipe"]["steps"] == card["steps"]
+    assert sum(stage["steps"] for stage in card["recipe"]["stages"]) == card["steps"]
 
 
 def test_the_card_names_the_characters_that_the_filter_gives_today() -> None:
@@ -90,19 +91,19 @@ def test_the_sampler_draws_classes_uniformly_and_deterministically() -> None:
 
 
 def test_the_recipe_warms_up_decays_to_zero_and_changes_its_jitter() -> None:
-    recipe = GlyphRecipe(steps=1000, warmup_steps=100)
-    assert recipe.learning_rate_at(99) == pytest.approx(recipe.learning_rate)
-    assert recipe.learning_rate_at(999) < 1e-8
-    assert [recipe.jitter_at(step) for step in (399, 400, 700, 999)] == [
-        recipe.phases[phase].jitter for phase in (0, 1, 2, 2)
-    ]
+    stage = replace(GlyphRecipe().stages[0], steps=1000, warmup_steps=100)
+    assert stage.rate_at(49) == pytest.approx(0.5)
+    assert stage.rate_at(99) == pytest.approx(1)
+    assert stage.rate_at(999) < 1e-5
+    phases = [stage.jitter_at(step) for step in (399, 400, 700, 999)]
+    assert phases == [stage.phases[place].jitter for place in (0, 1, 2, 2)]
 
 
 @pytest.mark.slow
 def test_pretraining_learns_and_writes_weights_that_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = glyphs.pretraining_characters()[::150]
     monkeypatch.setattr(glyphs, "pretraining_characters", lambda: few)
-    recipe = GlyphRecipe(steps=60, batch_size=32, warmup_steps=5)
+    recipe = GlyphRecipe(batch_size=32, stages=(replace(GlyphRecipe().stages[0], steps=60, warmup_steps=5),))
     monkeypatch.setattr("clbench.backbones.pretrain.GlyphRecipe", lambda: recipe)
     lines: list[str] = []
     path = pretrain("glyph-vit", tmp_path, lines.append)
@@ -117,9 +118,10 @@ def test_pretraining_learns_and_writes_weights_that_load(tmp_path: Path, monkeyp
 def test_pretraining_returns_the_facts_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glyphs, "pretraining_characters", lambda: ("A", "→"))
     body = vision.tiny_vit()
-    recipe = GlyphRecipe(steps=3, batch_size=8, warmup_steps=1)
+    recipe = GlyphRecipe(batch_size=8, stages=(replace(GlyphRecipe().stages[0], steps=3, warmup_steps=1),) * 2)
     small = lambda images: torch.nn.functional.avg_pool2d(images.float() / 255, 4)  # noqa: E731
     facts = pretrain_glyphs(body, 16, recipe, small, lambda line: None)
     assert facts["classes"] == 2
     assert facts["characters"] == "A→"
+    assert facts["steps"] == 6
     assert 0 <= facts["accuracy"] <= 1

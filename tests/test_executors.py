@@ -1,0 +1,74 @@
+"""Executors: what counts as missing, and what another process did meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from clbench import catalog, executors, plan
+from clbench.errors import NotAvailable, UnknownName
+from clbench.plan import Cell
+from clbench.record import Record
+from clbench.store import Store
+from clbench.stream import Stream
+
+
+@pytest.fixture(scope="module")
+def cell_and_stream() -> tuple[Cell, Stream]:
+    suite = catalog.suite("tiny")
+    stream = suite.stream(0)
+    (cell,) = plan.cells(suite, stream, catalog.rows(suite, ["ncm"], {}), [0], 0, "cpu")
+    return cell, stream
+
+
+def failed(cell: Cell, reason: str) -> Record:
+    return Record.example(
+        key=cell.key,
+        suite=cell.suite.name,
+        method=cell.method.name,
+        status="failed",
+        reason=reason,
+        scores=(),
+        costs=(),
+    )
+
+
+def test_a_failed_cell_is_missing_and_done_again(tmp_path: Path, cell_and_stream: tuple[Cell, Stream]) -> None:
+    cell, stream = cell_and_stream
+    store = Store.create(tmp_path)
+    store.cell("tiny", "ncm", cell.key).save(failed(cell, "no luck"), {})
+    assert executors.missing([cell], store) == [cell]
+    summary = executors.inline([cell], stream, store, torch.device("cpu"))
+    assert [record.status for record in summary.made] == ["done"]
+    assert executors.missing([cell], store) == []
+    again = executors.inline([cell], stream, store, torch.device("cpu"))
+    assert again.kept == summary.made
+    assert again.made == []
+
+
+def test_a_failure_that_another_driver_met_meanwhile_is_taken_over(
+    tmp_path: Path, cell_and_stream: tuple[Cell, Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, stream = cell_and_stream
+    store = Store.create(tmp_path)
+    theirs = failed(cell, "their luck")
+    wait = executors.CellFolder.lock
+
+    def lock_after_them(folder: executors.CellFolder):  # type: ignore[no-untyped-def]
+        folder.save(theirs, {})
+        return wait(folder)
+
+    monkeypatch.setattr(executors.CellFolder, "lock", lock_after_them)
+    summary = executors.inline([cell], stream, store, torch.device("cpu"))
+    assert (summary.made, summary.elsewhere, summary.failed) == ([], [theirs], [theirs])
+
+
+def test_devices_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert executors.choose_device("auto") == torch.device("cpu")
+    with pytest.raises(NotAvailable, match="cuda"):
+        executors.choose_device("cuda")
+    with pytest.raises(UnknownName, match="'gpu'"):
+        executors.choose_device("gpu")
