@@ -99,12 +99,3 @@ class Method(BaseModel, ABC):
     def unsupported(self, stream: Stream) -> str | None:
         """Why this method cannot be used on `stream`; None when it can."""
         return None
-
-    def overrides(self) -> dict[str, Any]:
-        """The fields that differ from the method's defaults."""
-        mine, default = self.model_dump(mode="json"), type(self)().model_dump(mode="json")
-        return {name: value for name, value in mine.items() if value != default[name]}
-
-    def variant(self) -> str:
-        """`overrides` in words: 'head_masking=seen'; empty for the defaults."""
-        return ", ".join(f"{name}={value}" for name, value in self.overrides().items())

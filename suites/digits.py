@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from clbench.recipe import Recipe
 from clbench.seeding import derive, generator
 from clbench.stream import ImageSet, Stream, Task
-from clbench.suite import Contender, Suite
+from clbench.suite import Suite
+from clbench.suites._contenders import CONTENDERS
 
 CLASSES_PER_TASK = 2
 TEST_SHARE, VALIDATION_SHARE = 0.25, 0.10
@@ -59,16 +60,5 @@ quick = Suite(
     recipe=Recipe(epochs=5, batch_size=32, learning_rate=1e-3),
     transform="8x8 bilinear to 24x24, padded to 32x32",
     normalisation="none",
-    contenders=(
-        Contender("seqlora"),
-        Contender("seqlora", {"head_masking": "seen"}, label="unmasked"),
-        Contender("finetune"),
-        Contender("joint"),
-        Contender("ncm"),
-        Contender("replay"),
-        Contender("ewc"),
-        Contender("olora"),
-        Contender("l2p"),
-        Contender("treelora"),
-    ),
+    contenders=CONTENDERS,
 )

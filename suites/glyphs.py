@@ -13,7 +13,8 @@ from clbench import glyphs as drawing
 from clbench.recipe import Recipe
 from clbench.seeding import derive, generator
 from clbench.stream import ImageSet, Stream, Task
-from clbench.suite import Contender, Suite
+from clbench.suite import Suite
+from clbench.suites._contenders import CONTENDERS
 
 TEST_FACES = ("DejaVuSansMono-BoldOblique", "DejaVuSerif-Italic", "DejaVuSans-Bold")
 TRAIN_FACES = tuple(face for face in drawing.FACES if face not in TEST_FACES)
@@ -68,17 +69,6 @@ glyphs = Suite(
     recipe=Recipe(epochs=5, batch_size=32, learning_rate=1e-3),
     transform="none",
     normalisation="none",
-    contenders=(
-        Contender("seqlora"),
-        Contender("seqlora", {"head_masking": "seen"}, label="unmasked"),
-        Contender("finetune"),
-        Contender("joint"),
-        Contender("ncm"),
-        Contender("replay", {}),
-        Contender("ewc"),
-        Contender("olora"),
-        Contender("l2p"),
-        Contender("treelora"),
-    ),
+    contenders=CONTENDERS,
     settings={"replay": {"buffer_samples": 400}},
 )
