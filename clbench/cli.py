@@ -249,8 +249,6 @@ def doctor(store: StorePath = None) -> None:
 
 def main() -> None:
     """Run the command line; the entry point of the program."""
-    # On a machine that others use too, threads that spin while they wait make everything many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another, and nothing breaks
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

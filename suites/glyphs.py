@@ -18,11 +18,12 @@ from clbench.suites._contenders import CONTENDERS
 
 TEST_FACES = ("DejaVuSansMono-BoldOblique", "DejaVuSerif-Italic", "DejaVuSans-Bold")
 TRAIN_FACES = tuple(face for face in drawing.FACES if face not in TEST_FACES)
-TRAIN_IMAGES, VALIDATION_IMAGES, TEST_IMAGES = 48, 12, 24
+TRAIN_IMAGES, VALIDATION_IMAGES, TEST_IMAGES = 60, 12, 24
 """Per class."""
 JITTER = drawing.Jitter(
-    rotation_rad=0.3, scale=(0.75, 1.15), shear=0.25, shift=0.12, noise=0.12, contrast=(0.35, 1.0), inversion=0.3
+    rotation_rad=0.25, scale=(0.8, 1.15), shear=0.2, shift=0.1, noise=0.1, contrast=(0.4, 1.0), inversion=0.16
 )
+"""Chosen so that the nearest class mean is right four times in five and joint training nine times in ten."""
 
 
 def images(characters: str, faces: tuple[str, ...], count: int, *words: str) -> torch.Tensor:
