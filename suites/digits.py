@@ -61,4 +61,5 @@ quick = Suite(
     transform="8x8 bilinear to 24x24, padded to 32x32",
     normalisation="none",
     contenders=CONTENDERS,
+    settings={"l2p": {"learning_rate": 0.03 * 32 / 256}},  # its paper scales the step size with the batch
 )

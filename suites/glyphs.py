@@ -71,5 +71,8 @@ glyphs = Suite(
     transform="none",
     normalisation="none",
     contenders=CONTENDERS,
-    settings={"replay": {"buffer_samples": 400}},
+    settings={
+        "replay": {"buffer_samples": 400},  # four a class
+        "l2p": {"learning_rate": 0.03 * 32 / 256},  # its paper scales the step size with the batch
+    },
 )
