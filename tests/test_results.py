@@ -65,10 +65,10 @@ def test_replay_forgets_less_than_seqlora(rows: dict[tuple[str, str], list[Recor
 
 
 def test_unmasked_seqlora_forgets_nearly_everything(rows: dict[tuple[str, str], list[Record]]) -> None:
-    for record in rows["seqlora", "unmasked"]:
-        past = record.scores[-1][:-1]
-        assert sum(score or 0 for score in past) / len(past) < 0.05
-    assert mean(rows["seqlora", "unmasked"], "forgetting") > 0.8
+    past = [score for record in rows["seqlora", "unmasked"] for score in record.scores[-1][:-1]]
+    assert None not in past
+    assert sum(score or 0 for score in past) / len(past) < 0.1
+    assert mean(rows["seqlora", "unmasked"], "forgetting") > 0.9
 
 
 def test_every_method_beats_chance_on_its_first_task(rows: dict[tuple[str, str], list[Record]]) -> None:
