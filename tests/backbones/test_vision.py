@@ -101,14 +101,14 @@ def test_the_recipe_warms_up_decays_to_zero_and_changes_its_jitter() -> None:
 
 @pytest.mark.slow
 def test_pretraining_learns_and_writes_weights_that_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = glyphs.pretraining_characters()[::150]
+    few = glyphs.pretraining_characters()[::300]
     monkeypatch.setattr(glyphs, "pretraining_characters", lambda: few)
-    recipe = GlyphRecipe(batch_size=32, stages=(replace(GlyphRecipe().stages[0], steps=60, warmup_steps=5),))
+    recipe = GlyphRecipe(batch_size=32, stages=(replace(GlyphRecipe().stages[0], steps=200, warmup_steps=20),))
     monkeypatch.setattr("clbench.backbones.pretrain.GlyphRecipe", lambda: recipe)
     lines: list[str] = []
     path = pretrain("glyph-vit", tmp_path, lines.append)
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    assert card["accuracy"] > 3 / len(few)
+    assert card["accuracy"] > 2 / len(few)
     assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert any("accuracy" in line for line in lines)
     with pytest.raises(UnknownName):
