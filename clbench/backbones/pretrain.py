@@ -212,7 +212,7 @@ def glyph_card(facts: dict[str, Any], recipe: GlyphRecipe) -> dict[str, Any]:
         "data": (
             "characters of the 12 DejaVu text faces that ship with matplotlib, centred and scaled to one size; "
             "left out: Greek, Cyrillic, Armenian, Georgian and Coptic, every form of a digit or number, "
-            "and near-duplicates of a downstream letter, of a digit 0-9 or of each other in the plain sans face. "
+            "and near-duplicates of a downstream letter or a digit 0-9 in any face, or of each other. "
             "Letters that only resemble a digit remain."
         ),
         "recipe": dataclasses.asdict(recipe),
