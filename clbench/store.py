@@ -205,7 +205,10 @@ class Store:
         write_atomically(mine, json.dumps(content).encode())
         try:
             for other in (others := self._others(key, device)):
-                write_atomically(self._running(other)[1], b"")
+                theirs, told = self._running(other)
+                write_atomically(told, b"")
+                if not theirs.exists():  # it ended in between, and nobody else would take the mark away
+                    told.unlink(missing_ok=True)
             if others:
                 write_atomically(shared, b"")
             yield

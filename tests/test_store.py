@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -351,6 +352,22 @@ def test_an_overlap_is_not_forgotten_when_it_ends(store: Store) -> None:
         with store.running("k2", "cpu"):
             pass
         assert store.others_running("k1", "cpu")
+
+
+def test_who_ends_while_being_marked_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, first = store.root / "runs" / ".running", contextlib.ExitStack()
+
+    def late(path: Path, content: bytes) -> None:
+        if path.name == "k1.shared":
+            first.close()  # k1 was seen running and is gone before its mark is written
+        files.write_atomically(path, content)
+
+    first.enter_context(store.running("k1", "cpu"))
+    monkeypatch.setattr("clbench.store.write_atomically", late)
+    with store.running("k2", "cpu"):
+        assert [path.name for path in folder.glob("k1.*")] == []
+        assert store.others_running("k2", "cpu")
+    assert list(folder.iterdir()) == []
 
 
 def test_a_dead_process_contends_with_nobody(store: Store) -> None:
