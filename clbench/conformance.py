@@ -19,6 +19,7 @@ from clbench.exam import Outcomes
 from clbench.method import Method
 from clbench.record import Record
 from clbench.store import CellFolder
+from clbench.strategy import Answers
 from clbench.stream import ImageSet, Stream, Union
 
 _TASKS = 3
@@ -91,8 +92,8 @@ class Taught:
         self.kept_too_much = False
         self.facts, self.outcomes = self.running.facts(), self.running.outcomes()
 
-    def answers(self) -> tuple[Tensor, Tensor]:
-        """Predictions and margins for all test examples."""
+    def answers(self) -> Answers:
+        """To all test examples."""
         return _answers(self.running)
 
 
@@ -172,7 +173,7 @@ class _Killer(runner.Silent):
             raise KeyboardInterrupt
 
 
-def _answers(running: runner.Run) -> tuple[Tensor, Tensor]:
+def _answers(running: runner.Run) -> Answers:
     with running.vault.open():
         tests = Union([task.test for task in running.stream])
         task_of = torch.cat([torch.full((len(task.test),), j) for j, task in enumerate(running.stream)])
@@ -259,7 +260,7 @@ def _saved(trial: Trial) -> None:
     except Exception as error:  # whatever a method's load_state may raise
         raise Broken(f"its state cannot be taken back: {_words(error)}") from error
     before, after = run.answers(), _answers(fresh)
-    if not all(torch.equal(mine, theirs) for mine, theirs in zip(before, after, strict=True)):
+    if not (torch.equal(before.predictions, after.predictions) and torch.equal(before.margins, after.margins)):
         raise Broken("a model that was saved and loaded answers otherwise; state() or a buffer is missing something")
 
 

@@ -36,6 +36,7 @@ def task_costs(
         trainable_parameters=sum(parameter.numel() for parameter in strategy.model.trainable()),
         stored_bytes=stored,
         flops_per_step=reading.flops,
+        phase_seconds=reading.phases,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from clbench.record import Audit
 from clbench.scoring.accuracy import accuracy
 from clbench.seeding import generator
-from clbench.strategy import Strategy
+from clbench.strategy import Answers, Strategy
 from clbench.stream import Examples, Stream, Task, Union, Vault
 
 AUDIT_SAMPLES = 32
@@ -22,14 +23,28 @@ TIE = 1e-4
 Outcomes = dict[str, NDArray[np.int32]]
 
 
+@dataclass(frozen=True)
+class Round:
+    """What one scoring pass over the tasks seen gave; examples in the tasks' order."""
+
+    predictions: Tensor
+    """int32 `[examples]`."""
+    scores: list[float]
+    """One a task."""
+    inferred: Tensor | None
+    """The task inferred for each example, int32 `[examples]`; None where none was."""
+    router_accuracy: float | None
+    """The share of all the examples whose task was inferred rightly; None where none was."""
+
+
 class Exam:
     """The test examples of a stream, which only come out while an answer is asked for."""
 
     def __init__(self, stream: Stream, vault: Vault, strategy: Strategy) -> None:
         self.stream, self.vault, self.strategy = stream, vault, strategy
 
-    def score(self, index: int) -> tuple[Tensor, list[float]]:
-        """One pass over the tasks up to `index`: predictions `[examples]` in their order, a score a task.
+    def score(self, index: int) -> Round:
+        """One pass over the tasks up to `index`.
 
         The examples come shuffled over the tasks, so that no batch tells the task.
         """
@@ -38,11 +53,20 @@ class Exam:
             union, task_of = Union([task.test for task in tasks]), _task_of(tasks)
             labels = union.targets.numpy()
             order = torch.randperm(len(union), generator=generator(0, "scoring", index))
-            answers, _ = self._ask(_Picked(union, order), task_of[order])
-        predictions = torch.empty_like(answers)
-        predictions[order] = answers
+            answers = self._ask(_Picked(union, order), task_of[order])
+        back = order.argsort()
+        predictions = answers.predictions[back]
         mine = [(task_of == j).numpy() for j in range(len(tasks))]
-        return predictions.to(torch.int32), [accuracy(predictions.numpy()[m], labels[m]) for m in mine]
+        scores = [accuracy(predictions.numpy()[m], labels[m]) for m in mine]
+        if answers.tasks is None:
+            return Round(predictions.to(torch.int32), scores, None, None)
+        inferred = answers.tasks[back]
+        return Round(
+            predictions.to(torch.int32),
+            scores,
+            inferred.to(torch.int32),
+            float((inferred == task_of).double().mean()),
+        )
 
     def audit(self) -> Audit:
         """Ask some samples of all tasks again, alone and under shuffled task labels."""
@@ -57,14 +81,17 @@ class Exam:
             mislabelled = self._ask(sample, shuffled)
         return Audit(samples=len(picks), batch_flips=_flips(together, alone), label_flips=_flips(together, mislabelled))
 
-    def _ask(self, examples: Examples, task_of: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
-        """Answers and margins; afterwards no test example is left within a plugin's reach."""
+    def _ask(self, examples: Examples, task_of: Tensor, batch_size: int | None = None) -> Answers:
+        """The answers; afterwards no test example is left within a plugin's reach."""
         answers = self.strategy.answer(examples, task_of, batch_size)
         self.strategy.mbatch = []
         return answers
 
     def outcomes(self, rounds: Mapping[str, Tensor]) -> Outcomes:
-        """Labels, tasks and the predictions of every round, one entry a test example; -1 where not yet asked."""
+        """Labels, tasks and what every round gave, one entry a test example; -1 where not yet asked.
+
+        `rounds`: `round_i` and, where tasks were inferred, `inferred_i` -> `[examples]` of the tasks seen by then.
+        """
         with self.vault.open():
             labels = torch.cat([task.test.targets for task in self.stream]).numpy().astype(np.int32)
         found: Outcomes = {"labels": labels, "tasks": _task_of(self.stream.tasks).numpy().astype(np.int32)}
@@ -74,9 +101,10 @@ class Exam:
         return found
 
 
-def _flips(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> int:
-    """How many of two (answers, margins) differ beyond rounding."""
-    return int(((first[0] != second[0]) & (torch.minimum(first[1], second[1]) > TIE)).sum())
+def _flips(first: Answers, second: Answers) -> int:
+    """How many predictions differ beyond rounding."""
+    clear = torch.minimum(first.margins, second.margins) > TIE
+    return int(((first.predictions != second.predictions) & clear).sum())
 
 
 def _task_of(tasks: Sequence[Task]) -> Tensor:

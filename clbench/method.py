@@ -55,15 +55,16 @@ class Workbench:
     tasks_expected: int
     seed: int
 
-    def lora(self, blocks: int | None = None) -> LoRA:
+    def lora(self, blocks: int | None = None, projections: Sequence[str] | None = None) -> LoRA:
         """Freeze the backbone and attach the recipe's LoRA to its first `blocks` blocks (all: None).
 
-        Every method that calls this with the same recipe and seed starts from the same weights.
+        `projections` take the place of the recipe's `lora_sites`. Every method that calls this with the same
+        arguments, recipe and seed starts from the same weights. Raises BadValue for a projection that the
+        backbone lacks.
         """
         recipe = self.recipe
-        return attach(
-            self.model, recipe.lora_sites, recipe.lora_rank, recipe.lora_alpha, generator(self.seed, "lora"), blocks
-        )
+        sites = recipe.lora_sites if projections is None else projections
+        return attach(self.model, sites, recipe.lora_rank, recipe.lora_alpha, generator(self.seed, "lora"), blocks)
 
     def generator(self, *words: str | int) -> torch.Generator:
         """A random generator of the method's own, so that it never disturbs another's numbers."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of this file's layout. A store holding a newer one is reported, not guessed at."""
 
 
@@ -47,6 +47,9 @@ class TaskCosts(BaseModel):
     """Everything kept for later tasks and for answering, beyond the untouched backbone."""
     flops_per_step: float | None = None
     """Floating-point operations of the first step, forward and backward, as PyTorch counts them."""
+    phase_seconds: dict[str, float] = Field(default_factory=dict)
+    """Device seconds of named parts of train_seconds, such as search and penalty; on a GPU estimated from every
+    eighth step."""
 
 
 class Origin(BaseModel):
@@ -121,11 +124,16 @@ class Record(BaseModel):
     """`scores[i][j]` in [0, 1]: task j after learning i tasks; row 0 is before learning. None: not measured."""
     costs: tuple[TaskCosts, ...] = ()
     """One entry a learned task; a joint run has one in all."""
+    router_accuracy: tuple[float | None, ...] = ()
+    """Entry i - 1: the share in [0, 1] of the test examples of all tasks seen by round i whose task the method inferred
+    rightly. None: no task was inferred, or nothing was scored in that round; () where the method never infers."""
     audit: Audit | None = None
     weights_sha256: str | None = None
     """Over everything the method learned and keeps, after the last task."""
     contended: bool = False
     """Another cell ran on the device at the same time: seconds are not used for overheads."""
+    marks: tuple[str, ...] = ()
+    """Sentences of the method that must stand beside this run in every table."""
     notes: Facts = Field(default_factory=dict)
     """Facts that only this method has, for example the share of pulls per arm."""
     origin: Origin
@@ -137,6 +145,8 @@ class Record(BaseModel):
             raise ValueError(f"{tasks} tasks and {len(self.test_sizes)} test sizes")
         if self.scores and [len(row) for row in self.scores] != [tasks] * (tasks + 1):
             raise ValueError(f"scores of {tasks} tasks are {tasks + 1} rows of {tasks}")
+        if len(self.router_accuracy) not in (0, tasks):
+            raise ValueError(f"{tasks} tasks and {len(self.router_accuracy)} rounds of router accuracy")
         if (self.status == "done") != (self.reason is None) or (self.status == "done" and not self.scores):
             raise ValueError("a finished run has scores and no reason, any other has a reason")
         return self

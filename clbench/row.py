@@ -44,6 +44,9 @@ class Row:
     bwt_treelora_mean: Number = field(
         metadata=_doc("%", "the same over T with gains clipped to 0, as TreeLoRA's code; at most 0")
     )
+    router_accuracy_mean: Number = field(
+        metadata=_doc("%", "test examples of all tasks whose task was inferred rightly, after the last task")
+    )
     train_seconds_mean: Number = field(
         metadata=_doc("s", "device seconds of learning all tasks, without each task's first step")
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from clbench import __version__, backbones, checkpoint
 from clbench.costs import check_declared, task_costs
 from clbench.errors import ClbenchError, LeakError, StoreError
-from clbench.exam import Exam, Outcomes
+from clbench.exam import Exam, Outcomes, Round
 from clbench.files import explain, set_aside, write_atomically
 from clbench.meter import Meter, stopwatch, tensor_bytes
 from clbench.method import Workbench
@@ -62,7 +62,9 @@ class State:
     """UTC, ISO 8601; a resumed run keeps its first start."""
     costs: list[TaskCosts] = field(default_factory=list)
     predictions: dict[str, Tensor] = field(default_factory=dict)
-    """round_i -> answers `[examples]` after i tasks, for the tasks seen by then."""
+    """round_i -> answers `[examples]` after i tasks, for the tasks seen by then; inferred_i -> their inferred tasks."""
+    router_accuracy: dict[str, float] = field(default_factory=dict)
+    """round_i -> the share of the tasks inferred rightly after i tasks; only where some were inferred."""
     contended: bool = False
 
     @classmethod
@@ -70,6 +72,21 @@ class State:
         """Nothing measured yet."""
         scores: list[list[float | None]] = [[None] * tasks for _ in range(tasks + 1)]
         return cls(scores, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def note(self, number: int, answered: Round) -> None:
+        """Keep what the scoring pass of round `number` gave."""
+        name = f"round_{number}"
+        self.predictions[name] = answered.predictions
+        self.scores[number][: len(answered.scores)] = answered.scores
+        if answered.inferred is not None and answered.router_accuracy is not None:
+            self.predictions[f"inferred_{number}"] = answered.inferred
+            self.router_accuracy[name] = answered.router_accuracy
+
+    def router(self) -> tuple[float | None, ...]:
+        """The router accuracy of each round from the first on; () where no task was ever inferred."""
+        if not self.router_accuracy:
+            return ()
+        return tuple(self.router_accuracy.get(f"round_{i}") for i in range(1, len(self.scores)))
 
 
 class Run:
@@ -138,16 +155,15 @@ class Run:
         self.strategy.learn(index, task)
         reading = self.meter.stop()
         with stopwatch(self.device) as seconds:
-            predictions, scores = self.exam.score(index)
-        self.state.predictions[f"round_{index + 1}"] = predictions
-        self.state.scores[index + 1][: index + 1] = scores
+            answered = self.exam.score(index)
+        self.state.note(index + 1, answered)
         self.state.costs.append(
             task_costs(
                 self.strategy,
                 reading,
                 train_samples=len(task.train),
                 eval_seconds=seconds[0],
-                eval_samples=len(predictions),
+                eval_samples=len(answered.predictions),
                 stored=tensor_bytes(checkpoint.tensors_of(self.learned())),
             )
         )
@@ -165,7 +181,7 @@ class Run:
         return self.exam.audit()
 
     def outcomes(self) -> Outcomes:
-        """Labels, tasks and the predictions of every round, one entry a test example."""
+        """Labels, tasks and what every round gave, one entry a test example."""
         return self.exam.outcomes(self.state.predictions)
 
     def pack(self) -> bytes:
@@ -226,10 +242,12 @@ class Run:
             raise LeakError(f"{self.cell.method.name} changed what it has learned while it answered test examples.")
         return {
             "scores": tuple(tuple(row) for row in self.state.scores),
+            "router_accuracy": self.state.router(),
             "costs": tuple(self.state.costs),
             "audit": audit,
             "weights_sha256": weights,
             "contended": self.state.contended,
+            "marks": tuple(dict.fromkeys(mark for plugin in self.ours for mark in plugin.marks())),
             "notes": notes,
         }
 

@@ -2,7 +2,8 @@
 
 The outcomes of one run are arrays over the test examples of all tasks, in one order for every run of a suite:
 `labels` [n], `tasks` [n] (index of the example's task) and `round_t` [n] (the answer after learning t tasks, -1 where
-that round did not score the example). Runs that learn everything at once have only the last round.
+that round did not score the example). Runs that learn everything at once have only the last round. A method that infers
+tasks adds `inferred_t` [n], the task it inferred; no test looks at that.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,6 +64,22 @@ class Plugin(SupervisedPlugin[Any]):
         """JSON facts about the run that belong in its record."""
         return {}
 
+    def marks(self) -> list[str]:
+        """Sentences that must stand beside this run in every table; asked after the last task."""
+        return []
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was answered to `n` examples, in their order and on the CPU."""
+
+    predictions: Tensor
+    """Classes among those seen, `[n]`."""
+    margins: Tensor
+    """How far the best logit lies above the next, `[n]`."""
+    tasks: Tensor | None
+    """The task inferred for each example, int64 `[n]`, as indices in the stream's order; None where none was."""
+
 
 class Loader:
     """Batches `[inputs, targets, task indices]` in an order that depends on seed and epoch alone.
@@ -94,7 +111,10 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
 
     Plugins may use `model`, `mb_x`, `mb_y`, `mb_output`, `loss`, `clock`, `examples` (the task's
     training data), `task_index`, `task_classes`, `seen_classes` (both sorted index tensors) and may
-    set `allowed` (`[classes]` or `[batch, classes]` bool) to say which logits the loss sees.
+    set `allowed` (`[classes]` or `[batch, classes]` bool) to say which logits the loss sees. One that
+    infers the task of a test example sets `inferred` (int64 `[batch]`, task indices in the stream's
+    order) at `before_eval_forward`, in every batch of a scoring pass or in none; it is None before
+    each. Parts of a step are timed by `meter.phase`.
     """
 
     def __init__(
@@ -136,8 +156,10 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         self._seen = torch.zeros_like(self.allowed)
         self._own_data: Any = None
         self._eval_loader: Loader
+        self.inferred: Tensor | None = None
         self._answers: list[Tensor] = []
         self._margins: list[Tensor] = []
+        self._inferred: list[Tensor] = []
 
     # learning
 
@@ -266,23 +288,24 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
 
     # scoring
 
-    def answer(self, examples: Examples, task_of: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
-        """Predicted classes among those seen, and how far the best logit lies above the next.
+    def answer(self, examples: Examples, task_of: Tensor, batch_size: int | None = None) -> Answers:
+        """Ask for the classes of `examples`.
 
-        `task_of` `[n]` holds the true task of each example, for methods that declare they use it.
-        Both results are `[n]`, on the CPU.
+        `task_of` `[n]` holds the true task of each example, for methods that declare they use it. Raises
+        BadValue where a plugin has set `inferred` to anything but a task for every example.
         """
         self.eval_mb_size = batch_size or self.recipe.eval_batch_size
         self._eval_loader = Loader(examples, task_of, self.eval_mb_size, self.device, None)
-        self._answers, self._margins = [], []
+        self._answers, self._margins, self._inferred = [], [], []
         self.eval(_experience(examples, self.task_index))
-        return torch.cat(self._answers).cpu(), torch.cat(self._margins).cpu()
+        return Answers(torch.cat(self._answers).cpu(), torch.cat(self._margins).cpu(), self._inferred_tasks())
 
     def eval_epoch(self, **kwargs: Any) -> None:
         """One pass over the examples, keeping the answers."""
         for batch in self.dataloader:
             self.mbatch = batch
             self._unpack_minibatch()
+            self.inferred = None
             self._before_eval_iteration(**kwargs)
             self._before_eval_forward(**kwargs)
             self.mb_output = self.forward()
@@ -290,7 +313,40 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
             best = self.mb_output.masked_fill(~self._seen, float("-inf")).topk(min(2, self.mb_output.shape[1]), dim=1)
             self._answers.append(best.indices[:, 0])
             self._margins.append(best.values[:, 0] - best.values[:, -1])
+            self._keep_inferred()
             self._after_eval_iteration(**kwargs)
+        self.inferred = None
+
+    def _keep_inferred(self) -> None:
+        """Note the batch's inferred tasks, if any; only what can be checked without waiting for the device is."""
+        inferred, size = self.inferred, len(self.mb_y)
+        if inferred is None:
+            return
+        if not isinstance(inferred, Tensor) or inferred.dtype != torch.int64 or inferred.shape != (size,):
+            shown = f"{inferred.dtype} {list(inferred.shape)}" if isinstance(inferred, Tensor) else repr(inferred)
+            raise BadValue(
+                f"a plugin set 'inferred' to {shown[:80]} for a batch of {size}; set it to the task index of each "
+                f"example, torch.int64 [{size}], or leave it None."
+            )
+        self._inferred.append(inferred)
+
+    def _inferred_tasks(self) -> Tensor | None:
+        """The tasks inferred in the pass, `[n]`."""
+        if not self._inferred:
+            return None
+        if len(self._inferred) < len(self._answers):
+            raise BadValue(
+                f"a plugin set 'inferred' in {len(self._inferred)} of {len(self._answers)} batches of a scoring pass; "
+                "set it in every batch, or in none."
+            )
+        tasks = torch.cat(self._inferred).cpu()
+        wrong = tasks[(tasks < 0) | (tasks > self.task_index)]
+        if len(wrong):
+            raise BadValue(
+                f"a plugin inferred task {int(wrong[0])}, and tasks 0 to {self.task_index} have been taught; set "
+                "'inferred' to indices of those, in the stream's order."
+            )
+        return tasks
 
 
 class _Pairs(torch.utils.data.Dataset[tuple[Tensor, int]]):

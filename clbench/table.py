@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from clbench import metrics, stats
 from clbench.metrics import Undefined
 from clbench.protocol import METHOD_TERMS, digest
 from clbench.record import Record, TaskCosts
+from clbench.remarks import remarks, unfinished
 from clbench.row import Number, Row
 from clbench.stats import Outcomes, Spread, spread
 
@@ -146,7 +147,7 @@ def _run(record: Record) -> Run:
 
 
 def _row(group: _Group, overhead: Number) -> Row:
-    first, reason = group.records[0], _unfinished(group.records)
+    first, reason = group.records[0], unfinished(group.records)
     if group.stale:
         reason = "; ".join(filter(None, (reason, "the method's source has changed since")))
 
@@ -185,6 +186,7 @@ def _row(group: _Group, overhead: Number) -> Row:
         bwt_std=bwt.std,
         bwt_trace_mean=over_seeds(lambda r: metrics.bwt_trace(r.scores), 100).mean,
         bwt_treelora_mean=over_seeds(lambda r: metrics.bwt_treelora(r.scores), 100).mean,
+        router_accuracy_mean=over_seeds(_router_accuracy, 100).mean,
         train_seconds_mean=seconds.mean,
         train_seconds_std=seconds.std,
         train_seconds_per_sample=cost(_seconds_per_sample).mean,
@@ -196,12 +198,17 @@ def _row(group: _Group, overhead: Number) -> Row:
         flops_per_step=cost(_flops).mean,
         device=_device(first),
         epochs_differ=any(r.protocol.get("epochs") != r.suite_protocol.get("epochs") for r in group.done),
-        marks=tuple(_remarks(group.records, stale=group.stale, left_out=group.left_out)),
+        marks=tuple(remarks(group.records, stale=group.stale, left_out=group.left_out)),
         status=group.status,
         reason=reason,
         rank=Undefined("not ranked"),
         tied_with=(),
     )
+
+
+def _router_accuracy(record: Record) -> Number:
+    last = record.router_accuracy[-1] if record.router_accuracy else None
+    return Undefined("infers no task") if last is None else last
 
 
 def _seconds_per_sample(costs: Sequence[TaskCosts]) -> Number:
@@ -290,80 +297,3 @@ def _marked(rows: Sequence[Row]) -> tuple[list[Row], tuple[tuple[str, str], ...]
 def _letter(i: int) -> str:
     """Marks in order: a to z, aa, ab, and so on."""
     return (_letter(i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
-
-
-def _departures(record: Record) -> str:
-    """The method's terms in which a cell's protocol differs from its suite's, in words; '' for none.
-
-    >>> _departures(Record.example(protocol={"epochs": 5, "head_masking": "seen", "buffer_samples": 200}))
-    'head_masking seen instead of current; buffer_samples 200 instead of unset'
-    """
-    mine, suites = record.protocol, record.suite_protocol
-    return "; ".join(
-        f"{term} {_word(mine.get(term))} instead of {_word(suites.get(term))}"
-        for term in METHOD_TERMS
-        if mine.get(term) != suites.get(term)
-    )
-
-
-def _failed_audit(record: Record) -> str:
-    """What the answers depended on and must not; '' where the audit passed or was not made.
-
-    Task labels may change the answers of a method that declares that it uses them at test.
-    """
-    audit = record.audit
-    if audit is None:
-        return ""
-    causes = [("the batch they came in", audit.batch_flips)]
-    if not record.protocol.get("task_id_at_test", False):
-        causes.append(("the task labels", audit.label_flips))
-    found = [f"{cause} ({flips} of {audit.samples} changed)" for cause, flips in causes if flips]
-    return f"failed audit: answers depend on {' and on '.join(found)}" if found else ""
-
-
-def _unfinished(records: Sequence[Record]) -> str:
-    """Which runs of a row were not done, and why; '' where all were.
-
-    >>> _unfinished([Record.example(), Record.example(status="failed", reason="loss is not finite")])
-    '1 of 2 runs failed: loss is not finite'
-    """
-    parts = []
-    for status in ("failed", "unsupported"):
-        these = [record for record in records if record.status == status]
-        reasons = dict.fromkeys(record.reason or "no reason recorded" for record in these)
-        if these:
-            count = f"{len(these)} of {len(records)} runs " if len(these) < len(records) else ""
-            parts.append(f"{count}{status}: {', '.join(reasons)}")
-    return "; ".join(parts)
-
-
-def _remarks(records: Sequence[Record], *, stale: bool, left_out: int) -> Iterator[str]:
-    """All remarks on the runs of one row, each a footnote.
-
-    `stale`: the runs were made by an older source of the method; `left_out`: stale runs that newer ones replace.
-    """
-    done = [record for record in records if record.status == "done"]
-    if stale:
-        yield "stale: the method's source has changed since these runs"
-    if _unfinished(records):
-        yield _unfinished(records)
-    if left_out:
-        yield f"{left_out} stale {_runs(left_out)} of an older source left out"
-    yield from dict.fromkeys(text for record in done if (text := _departures(record)))
-    yield from dict.fromkeys(text for record in done if (text := _failed_audit(record)))
-    contended = sum(record.contended for record in done)
-    if contended:
-        yield f"{contended} of {len(done)} {_runs(len(done))} shared the device with others; not in the overhead"
-    threads = sorted({record.origin.threads for record in done if record.origin.device_kind == "cpu"})
-    if len(threads) > 1:
-        yield f"seconds are of runs with {' and '.join(map(str, threads))} threads"
-
-
-def _runs(count: int) -> str:
-    return "run" if count == 1 else "runs"
-
-
-def _word(value: Any) -> str:
-    if value is None:
-        return "unset"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     "errors seeding terms | record metrics scoring stream model recipe files glyphs contents fingerprint",
     "protocol backbones adapters meter checkpoint origin | method",
-    "suite strategy store stats row | table tiny",
+    "suite strategy store stats row remarks | table tiny",
     "report methods suites",
     "plan exam costs | runner | executors | tune conformance live",
     "catalog",
@@ -42,7 +42,7 @@ OPEN_ROOMS = {"adapters", "backbones", "report", "scoring"}
 
 TORCH_FREE = [
     *("record", "metrics", "store", "table", "stats", "report", "contents", "fingerprint", "errors", "protocol"),
-    *("terms", "recipe", "files", "catalog", "cli", "methods", "suites"),
+    *("terms", "remarks", "recipe", "files", "catalog", "cli", "methods", "suites"),
 ]
 HEAVY = ("torch", "torchvision", "avalanche", "transformers", "timm", "peft")
 

@@ -56,7 +56,7 @@ def learn(strategy: Strategy, tasks: int = 3) -> None:
 
 def accuracy(strategy: Strategy, task: int) -> float:
     test = stream().tasks[task].test
-    answers, _ = strategy.answer(test, torch.full((len(test),), task))
+    answers = strategy.answer(test, torch.full((len(test),), task)).predictions
     return float((answers == test.targets).float().mean())
 
 

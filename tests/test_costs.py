@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -84,6 +85,19 @@ def test_everything_is_measured() -> None:
     head, lora = 6 * 16 + 6, 2 * (2 * 2 * 16 + 2 * 16 * 2)
     assert {cost.trainable_parameters for cost in found} == {head + lora}
     assert {cost.stored_bytes for cost in found} == {4 * (head + lora)}
+
+
+def test_named_parts_are_measured_task_by_task() -> None:
+    class Searching(Plugin):
+        def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+            with strategy.meter.phase("search"):
+                time.sleep(0.002)
+
+    found = costs("seqlora", plugins=[Searching()])
+    for cost in found:
+        assert list(cost.phase_seconds) == ["search"]
+        assert 0.002 * cost.steps <= cost.phase_seconds["search"] < cost.train_seconds
+    assert {str(cost.phase_seconds) for cost in costs("seqlora")} == {"{}"}
 
 
 def test_what_grows_is_counted() -> None:

@@ -65,9 +65,9 @@ def test_an_answer_lies_at_its_own_examples_place(asked: Callable[[Answer], exam
         strategy.mb_output = torch.nn.functional.one_hot(right, 6).float()
 
     for index in range(3):
-        predictions, scores = asked(know).score(index)
-        assert scores == [1.0] * (index + 1)
-        assert predictions.tolist() == torch.cat([test.targets for test in tests[: index + 1]]).tolist()
+        answered = asked(know).score(index)
+        assert answered.scores == [1.0] * (index + 1)
+        assert answered.predictions.tolist() == torch.cat([test.targets for test in tests[: index + 1]]).tolist()
 
 
 def test_scoring_batches_mix_the_tasks(asked: Callable[[Answer], exam.Exam]) -> None:
@@ -90,6 +90,37 @@ def differ_by_rounding(strategy: Strategy) -> None:
 
 def nothing(strategy: Strategy) -> None:
     pass
+
+
+def infer(strategy: Strategy, labels_as_tasks: int) -> None:
+    strategy.inferred = (strategy.mb_y // 2).clamp(max=labels_as_tasks)
+
+
+def test_inferred_tasks_are_compared_with_the_true_ones(asked: Callable[[Answer], exam.Exam]) -> None:
+    """The learner takes the third task for the second."""
+    taught = asked(lambda strategy: infer(strategy, 1))
+    for index, share in enumerate([1.0, 1.0, 2 / 3]):
+        answered = taught.score(index)
+        assert answered.router_accuracy == share
+        assert answered.inferred is not None
+        assert answered.inferred.dtype == torch.int32
+        assert answered.inferred.tolist() == [min(j, 1) for j in range(index + 1) for _ in range(32)]
+
+
+def test_the_score_is_the_same_whether_a_task_is_inferred_or_not(asked: Callable[[Answer], exam.Exam]) -> None:
+    plain = asked(nothing).score(2)
+    routed = asked(lambda strategy: infer(strategy, 0)).score(2)
+    assert (plain.inferred, plain.router_accuracy) == (None, None)
+    assert torch.equal(plain.predictions, routed.predictions)
+    assert plain.scores == routed.scores
+
+
+def test_the_audit_looks_at_answers_not_at_inferred_tasks(asked: Callable[[Answer], exam.Exam]) -> None:
+    def by_company(strategy: Strategy) -> None:
+        strategy.inferred = torch.full_like(strategy.mb_y, min(len(strategy.mb_y), 2))
+
+    audit = asked(by_company).audit()
+    assert (audit.batch_flips, audit.label_flips) == (0, 0)
 
 
 @pytest.mark.parametrize(

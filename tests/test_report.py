@@ -88,6 +88,19 @@ def test_equal_numbers_have_no_best() -> None:
     assert best == {"Average accuracy % ± std (n)", "Forgetting", "BWT", "Train s"}
 
 
+def test_router_accuracy_is_shown_where_some_row_has_it_and_always_in_the_leaderboard() -> None:
+    plain = make_tables([run("ewc")])
+    routed = make_tables([run("ewc"), run("hide", router_accuracy=(1.0, 0.875)), run("hidden")])
+    assert "Router" not in grid.grid(plain[0]).headings
+    shown = grid.grid(routed[0])
+    cells = {line[1].text: line[shown.headings.index("Router")].text for line in shown.lines}
+    assert cells == {"ewc": grid.DASH, "hide": "87.50", "hidden": grid.DASH}
+    assert (grid.DASH, "Router of ewc, hidden: infers no task") in shown.footnotes
+    for tables, numbers in ((plain, {"ewc": ""}), (routed, {"ewc": "", "hide": "87.5", "hidden": ""})):
+        lines = csv.DictReader(io.StringIO(render(tables, "csv")))
+        assert {line["method"]: line["router_accuracy_mean"] for line in lines} == numbers
+
+
 def test_several_devices_are_named_and_seconds_not_compared() -> None:
     gpu = Record.example().origin.model_copy(update={"device": "H200", "device_kind": "cuda"})
     slow = tuple(cost.model_copy(update={"train_seconds": 9.0}) for cost in Record.example().costs)

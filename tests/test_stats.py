@@ -99,6 +99,12 @@ def test_a_run_that_learns_at_once_has_only_the_last_round() -> None:
     assert not tied(paired_test(first, second))
 
 
+def test_inferred_tasks_are_no_answers() -> None:
+    first, second = simulate(np.random.default_rng(4), seeds=1, gap=2.0)
+    inferred = {f"inferred_{TASKS + 1}": np.zeros(TASKS * SIZE, dtype=int)}
+    assert paired_test(first, {0: {**second[0], **inferred}}) == paired_test(first, second)
+
+
 def test_different_exams_are_not_compared() -> None:
     first, second = simulate(np.random.default_rng(5), seeds=1)
     shorter = {name: values[:120] for name, values in second[0].items()}

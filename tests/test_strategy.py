@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from clbench.errors import BadValue, Diverged, UnknownName
 from clbench.meter import Meter
 from clbench.method import Workbench
 from clbench.recipe import Recipe
-from clbench.strategy import Loader, Plugin, Strategy
+from clbench.strategy import Answers, Loader, Plugin, Strategy
 from clbench.stream import ImageSet
 from clbench.tiny import stream as tiny_stream
 
@@ -174,16 +174,71 @@ def test_scoring_answers_among_seen_classes_with_its_margin_and_leaves_training_
     strategy = learner()
     learn(strategy, tasks=2)
     test = tiny_stream().tasks[0].test
-    answers, margins = strategy.answer(test, torch.zeros(len(test), dtype=torch.int64))
+    answers = strategy.answer(test, torch.zeros(len(test), dtype=torch.int64))
     strategy.model.eval()
     with torch.no_grad():
         logits = strategy.model(test.batch(torch.arange(len(test)), CPU)[0])[:, :4]
     best = logits.topk(2).values
-    assert torch.equal(answers, logits.argmax(1))
-    torch.testing.assert_close(margins, best[:, 0] - best[:, 1])
-    alone, _ = strategy.answer(test, torch.zeros(len(test), dtype=torch.int64), batch_size=1)
-    assert torch.equal(answers, alone)
+    assert torch.equal(answers.predictions, logits.argmax(1))
+    torch.testing.assert_close(answers.margins, best[:, 0] - best[:, 1])
+    assert answers.tasks is None
+    alone = strategy.answer(test, torch.zeros(len(test), dtype=torch.int64), batch_size=1)
+    assert torch.equal(answers.predictions, alone.predictions)
     assert strategy.examples.targets.tolist() == tiny_stream().tasks[1].train.targets.tolist()
+
+
+class Router(Plugin):
+    """Infers what a test says of each scoring batch, by its number."""
+
+    def __init__(self, infer: Callable[[int, Strategy], Any]) -> None:
+        super().__init__()
+        self.infer, self.batches = infer, 0
+        self.cleared: list[object] = []
+
+    def before_eval_forward(self, strategy: Strategy, **kwargs: Any) -> None:
+        self.cleared.append(strategy.inferred)
+        inferred = self.infer(self.batches, strategy)
+        if inferred is not None:
+            strategy.inferred = inferred
+        self.batches += 1
+
+
+def routed(infer: Callable[[int, Strategy], Any]) -> tuple[Answers, Router]:
+    """The answers to 32 examples in batches of 12, 12 and 8, after two tasks."""
+    router = Router(infer)
+    strategy = learner("ncm", extra=[router])
+    for index, task in enumerate(tiny_stream().tasks[:2]):
+        strategy.task_index = index
+        strategy.see(task.classes)
+    test = tiny_stream().tasks[0].test
+    answers = strategy.answer(test, torch.zeros(len(test), dtype=torch.int64), batch_size=12)
+    assert strategy.inferred is None
+    return answers, router
+
+
+def test_inferred_tasks_come_back_in_the_order_of_the_examples() -> None:
+    wanted = torch.arange(32) % 2
+    answers, router = routed(lambda batch, strategy: wanted[12 * batch : 12 * batch + len(strategy.mb_y)])
+    assert answers.tasks is not None
+    assert torch.equal(answers.tasks, wanted)
+    assert router.cleared == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("infer", "words"),
+    [
+        (lambda batch, strategy: torch.zeros(5, dtype=torch.int64), r"torch\.int64 \[5\] for a batch of 12; set it"),
+        (lambda batch, strategy: torch.zeros(len(strategy.mb_y), 1, dtype=torch.int64), r"torch\.int64 \[12, 1\]"),
+        (lambda batch, strategy: torch.zeros(len(strategy.mb_y)), r"torch\.float32 \[12\]"),
+        (lambda batch, strategy: [0] * len(strategy.mb_y), r"set 'inferred' to \[0, 0"),
+        (lambda batch, strategy: torch.zeros(12, dtype=torch.int64) if batch == 1 else None, "in 1 of 3 batches"),
+        (lambda batch, strategy: torch.full_like(strategy.mb_y, 2), "inferred task 2, and tasks 0 to 1"),
+        (lambda batch, strategy: torch.full_like(strategy.mb_y, -1), "inferred task -1"),
+    ],
+)
+def test_anything_but_a_task_for_every_example_is_refused(infer: Any, words: str) -> None:
+    with pytest.raises(BadValue, match=words):
+        routed(infer)
 
 
 def test_a_loss_that_is_not_finite_in_one_step_ends_the_run_at_the_end_of_the_epoch() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clbench import row, table
+from clbench import row
 from clbench.metrics import Undefined
 from clbench.record import Audit, Record, TaskCosts
 from clbench.row import Row, columns
@@ -94,6 +94,19 @@ def test_memory_and_parameters_are_of_the_highest_task_and_storage_of_the_last()
 def test_one_seed_has_no_spread() -> None:
     line = rows([run("ewc")])["ewc"]
     assert line.avg_accuracy_std == line.bwt_std == Undefined("one run only")
+
+
+def test_the_router_accuracy_is_that_after_the_last_task_averaged_over_seeds() -> None:
+    made = rows(
+        [
+            run("hide", 0, router_accuracy=(1.0, 0.5)),
+            run("hide", 1, router_accuracy=(None, 0.75)),
+            run("ewc"),
+            run("late", router_accuracy=(1.0, None)),
+        ]
+    )
+    assert made["hide"].router_accuracy_mean == pytest.approx(62.5)
+    assert made["ewc"].router_accuracy_mean == made["late"].router_accuracy_mean == Undefined("infers no task")
 
 
 def test_a_joint_run_has_accuracy_and_no_forgetting() -> None:
@@ -267,6 +280,21 @@ def test_a_failed_audit_is_marked(batch: int, labels: int, declared: bool, words
     assert [note for note in notes(made, "ewc") if "audit" in note] == ([words] if words else [])
 
 
+def test_what_a_method_says_of_its_runs_is_a_footnote_once() -> None:
+    inactive, small = "penalty inactive: its gradient is small", "3 tasks were merged"
+    made = only(
+        [
+            run("a", 0, marks=(inactive, small)),
+            run("a", 1, marks=(small,)),
+            run("a", 2, status="failed", reason="x", scores=(), costs=()),
+            run("b", last=(0.1, 0.1), marks=(small,)),
+        ]
+    )
+    assert notes(made, "a") == ["1 of 3 runs failed: x", f"1 of 2 runs: {inactive}", small]
+    assert notes(made, "b") == [small]
+    assert [words for _, words in made.footnotes].count(small) == 1
+
+
 def answers(share: float, n: int = 400) -> Mapping[str, NDArray[Any]]:
     """Outcomes right on the first `share` of each of two tasks."""
     labels, position = np.zeros(n, dtype=int), np.tile(np.arange(n // 2), 2)
@@ -334,6 +362,7 @@ def test_the_columns_are_the_rows_fields_and_the_issues() -> None:
         "bwt_std",
         "bwt_trace_mean",
         "bwt_treelora_mean",
+        "router_accuracy_mean",
         "train_seconds_mean",
         "train_seconds_std",
         "train_seconds_per_sample",
@@ -353,8 +382,7 @@ def test_the_columns_are_the_rows_fields_and_the_issues() -> None:
     ]
 
 
-@pytest.mark.parametrize("module", [table, row])
-def test_doctests(module: Any) -> None:
-    outcome = doctest.testmod(module)
+def test_doctests() -> None:
+    outcome = doctest.testmod(row)
     assert outcome.attempted
     assert outcome.failed == 0

@@ -45,7 +45,7 @@ class _Column:
 
 def grid(table: Table) -> Grid:
     """Lay the main columns of a table out; the leaderboard has all of them."""
-    shown = _columns(table.reference)
+    shown = _columns(table)
     bests = {column.attribute: _best(table, column) for column in shown}
     several = len(table.devices) > 1
     lines = []
@@ -86,14 +86,17 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _columns(reference: str) -> tuple[_Column, ...]:
+def _columns(table: Table) -> tuple[_Column, ...]:
     percent = "{:.2f}".format
+    router = _Column("Router", "router_accuracy_mean", percent, "high")
+    inferring = any(not isinstance(row.router_accuracy_mean, Undefined) for row in table.rows)
     return (
         _Column("Forgetting", "forgetting_mean", percent, "low"),
         _Column("BWT", "bwt_mean", percent, "high"),
+        *((router,) if inferring else ()),
         _Column("Train s", "train_seconds_mean", brief, "low", of_device=True),
         _Column("ms/ sample", "train_seconds_per_sample", lambda s: brief(1000 * s), "low", of_device=True),
-        _Column(f"× {reference}", "overhead", "{:.2f}".format, "low"),
+        _Column(f"× {table.reference}", "overhead", "{:.2f}".format, "low"),
         _Column("Peak MiB", "peak_memory_mib", brief, "low", of_device=True),
         _Column("Trained", "trainable_parameters", _count, "low"),
         _Column("Stored MiB", "stored_mib", brief, "low"),
