@@ -159,6 +159,33 @@ def leaderboard(
     typer.echo(f"{rows} row{'s' if rows != 1 else ''} in '{out}'", err=True)
 
 
+@app.command()
+def tree(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="SUITE, METHOD, seedN or the start of a key; several joined by '/'.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw it into this folder: PNG and a page.")] = None,
+    store: StorePath = None,
+    published: Published = False,
+    format: Format = "text",
+) -> None:
+    """Print the tree of past tasks that a run recorded, how it grew and which tasks were chosen; --out draws it."""
+    from clbench import views
+    from clbench.errors import UnknownName
+    from clbench.report import tree_notes
+
+    if format not in views.LIST_FORMATS:
+        raise UnknownName("format of a tree", format, views.LIST_FORMATS)
+    record = views.one_run(_existing(store), run, published, note=tree_notes.NOTE)
+    shown = views.tree(record, format)
+    if out is not None:
+        from clbench.report import charts, tree_text, trees
+
+        drawn = charts.write(trees.charts(record), out, tree_text.caption(record), "tree.html")
+        typer.echo(f"drawn: {', '.join(map(str, drawn))}", err=True)
+    typer.echo(shown)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(metavar="methods|suites|backbones|runs")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 KINDS = ("methods", "suites", "backbones", "runs")
 LIST_FORMATS = ("text", "json")
+MOST_RUNS = 12
+"""How many runs a sentence may list."""
 
 
 def warn(text: str) -> None:
@@ -122,6 +125,56 @@ def _held(store: Store, published: bool) -> list[str]:
         shelf = " published" if published else ""
         raise ClbenchError(f"the store '{store.root}' holds no{shelf} record; {_advice('SUITE', published)}")
     return sorted({record.suite for record in loaded.records})
+
+
+# one run
+
+
+def one_run(store: Store, run: str, published: bool, note: str) -> Record:
+    """The record that `run` means: SUITE, METHOD, seedN and the start of a KEY, any of them, joined by '/'.
+
+    Of several that fit, those whose notes hold `note` count. Raises ClbenchError unless exactly one is left.
+    """
+    loaded = store.load(published=published)
+    problems(loaded)
+    fitting = [record for record in loaded.records if _fits(record, run.split("/"))]
+    if len(fitting) == 1:
+        return fitting[0]
+    holders = [record for record in loaded.records if note in record.notes]
+    if not holders:
+        raise ClbenchError(
+            f"no run in the store '{store.root}' recorded a {note}; run a method that does, or pass another --store."
+        )
+    chosen = [record for record in fitting if note in record.notes]
+    if not chosen:
+        names = {f"{record.suite}/{record.method}" for record in holders} | {record.method for record in holders}
+        raise UnknownName(f"run with a {note}", run, names)
+    if len(chosen) > 1:
+        known = ", ".join(_run_name(record) for record in chosen[:MOST_RUNS])
+        more = f", and {len(chosen) - MOST_RUNS} more" if len(chosen) > MOST_RUNS else ""
+        raise ClbenchError(f"'{run}' fits {len(chosen)} runs; name one by its key, the last part: {known}{more}.")
+    return chosen[0]
+
+
+def _fits(record: Record, parts: Iterable[str]) -> bool:
+    named = {record.suite, record.method, f"seed{record.seed}"}
+    return all(part in named or (part != "" and record.key.startswith(part)) for part in parts)
+
+
+def _run_name(record: Record) -> str:
+    variant = f" ({record.variant})" if record.variant else ""
+    return f"{record.suite}/{record.method}/seed{record.seed}/{record.key}{variant}"
+
+
+def tree(record: Record, format: str) -> str:
+    """The tree of past tasks that a run recorded, as text for the width of the terminal or as JSON."""
+    from clbench.report import tree_notes, tree_text
+
+    if format == "text":
+        return tree_text.text(record, width=shutil.get_terminal_size((120, 24)).columns)
+    chosen = [vars(choice) for choice in tree_text.choices(record)]
+    facts = {name: getattr(record, name) for name in ("suite", "method", "variant", "seed", "key", "tasks")}
+    return to_json({**facts, "tree": record.notes[tree_notes.NOTE], "chosen": chosen})
 
 
 # lists

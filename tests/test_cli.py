@@ -44,7 +44,8 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 def test_version_and_help() -> None:
     assert ask("--version").stdout == f"clbench {__version__}\n"
     shown = ask("--help").stdout
-    for command in ("run", "table", "leaderboard", "list", "show", "check", "tune", "pretrain", "new", "doctor"):
+    commands = ("run", "table", "leaderboard", "tree", "list", "show", "check", "tune", "pretrain", "new", "doctor")
+    for command in commands:
         assert f"\n  {command} " in shown
 
 
