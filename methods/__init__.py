@@ -27,6 +27,11 @@ CONTENTS: dict[str, Entry] = {
     "l2p": Entry(
         "clbench.methods.l2p:L2P", "prompts from a pool, chosen for each sample by its features", "Wang et al. 2022"
     ),
+    "hidelora": Entry(
+        "clbench.methods.hidelora:HiDeLoRA",
+        "a LoRA for each task, chosen by the inferred task, and a head aligned on class statistics",
+        "Wang et al. 2023 (HiDe-PET)",
+    ),
     "treelora": Entry(
         "clbench.methods.treelora.method:TreeLoRA",
         "a LoRA drawn towards the most similar past task, found by a bandit on a tree",

@@ -14,5 +14,7 @@ CONTENDERS = (
     Contender("ewc"),
     Contender("olora"),
     Contender("l2p"),
+    Contender("hidelora"),
     Contender("treelora"),
+    Contender("treelora", {"decomposition": "none"}, label="plain"),
 )

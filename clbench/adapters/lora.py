@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +21,32 @@ class LoRALinear(nn.Module):
     that the adapted layer starts equal to the frozen one. Retired pairs are summed into the layer's
     effective weight (`past_down` `[tasks, parts * rank, in]`, `past_up` `[tasks, rows, rank]`), which
     costs no time in a step; the frozen layer itself is never written to.
+
+    Beside them there is a bank of kept pairs, `bank_down` `[slots, parts * rank, in]` and `bank_up`
+    `[slots, rows, rank]`, of which a forward pass can use one for each sample instead of the live pair.
     """
 
     past_down: Tensor
     past_up: Tensor
+    bank_down: Tensor
+    bank_up: Tensor
     weight: Tensor
 
     def __init__(self, base: nn.Linear, site: Site, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
+        self.name = f"block {site.block} {'+'.join(site.parts)}"
         self.rank, self.scale = rank, alpha / rank
+        self.use: Literal["live", "kept", "none"] = "live"
+        self.slots: Tensor | None = None
         self.bounds = tuple(site.parts.values())
         self.sizes = [last - first for first, last in self.bounds]
         fan_in, device = base.in_features, base.weight.device
         self.down = nn.Parameter(torch.empty(len(self.bounds) * rank, fan_in, device=device))
         self.up = nn.Parameter(torch.zeros(sum(self.sizes), rank, device=device))
-        self.register_buffer("past_down", self.down.detach().new_zeros(0, *self.down.shape))
-        self.register_buffer("past_up", self.up.detach().new_zeros(0, *self.up.shape))
+        for kept in ("past", "bank"):
+            self.register_buffer(f"{kept}_down", self.down.detach().new_zeros(0, *self.down.shape))
+            self.register_buffer(f"{kept}_up", self.up.detach().new_zeros(0, *self.up.shape))
         self.register_buffer("weight", base.weight.detach(), persistent=False)
         self.restart(generator)
 
@@ -70,21 +81,38 @@ class LoRALinear(nn.Module):
         self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[…, in]` to `[…, out]`."""
+        """`[batch, …, in]` to `[batch, …, out]`."""
         out = F.linear(x, self.weight, self.base.bias)
+        if self.use == "none":
+            return out
+        if self.use == "kept":
+            assert self.slots is not None
+            return torch.add(out, self._kept(x, self.slots), alpha=self.scale)
         low = F.linear(x, self.down).split(self.rank, dim=-1)
-        ups = self.up.split(self.sizes)
-        pieces: list[Tensor] = []
-        at = 0
-        for (first, last), part, up in zip(self.bounds, low, ups, strict=True):
+        pieces = [F.linear(part, up) for part, up in zip(low, self.up.split(self.sizes), strict=True)]
+        return torch.add(out, self._placed(pieces), alpha=self.scale)
+
+    def _kept(self, x: Tensor, slots: Tensor) -> Tensor:
+        """The update of each sample by the kept pair in its slot, one batched product a factor."""
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        low = torch.bmm(rows, self.bank_down[slots].mT.to(x.dtype)).split(self.rank, dim=-1)
+        ups = self.bank_up[slots].to(x.dtype).split(self.sizes, dim=1)
+        pieces = [torch.bmm(part, up.mT).view(*x.shape[:-1], -1) for part, up in zip(low, ups, strict=True)]
+        return self._placed(pieces)
+
+    def _placed(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The projections' updates at their rows of the layer's output, zeros between them."""
+        zero, shape = pieces[0].new_zeros(()), pieces[0].shape[:-1]  # as exact as the pieces, also under autocast
+        columns: list[Tensor] = []
+        at, end = 0, self.base.out_features
+        for (first, last), piece in zip(self.bounds, pieces, strict=True):
             if first > at:
-                pieces.append(x.new_zeros(()).expand(*out.shape[:-1], first - at))
-            pieces.append(F.linear(part, up))
+                columns.append(zero.expand(*shape, first - at))
+            columns.append(piece)
             at = last
-        if at < out.shape[-1]:
-            pieces.append(x.new_zeros(()).expand(*out.shape[:-1], out.shape[-1] - at))
-        delta = torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
-        return torch.add(out, delta, alpha=self.scale)
+        if at < end:
+            columns.append(zero.expand(*shape, end - at))
+        return torch.cat(columns, dim=-1) if len(columns) > 1 else columns[0]
 
 
 class LoRA:
@@ -110,6 +138,43 @@ class LoRA:
         """Freeze the live pairs of all layers and start fresh ones."""
         for layer in self.layers:
             layer.retire(generator)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Put a copy of the live pairs at the end of the bank."""
+        for layer in self.layers:
+            layer.bank_down = torch.cat([layer.bank_down, layer.down[None]])
+            layer.bank_up = torch.cat([layer.bank_up, layer.up[None]])
+
+    @torch.no_grad()
+    def draw_to_kept(self, share: float, slots: Sequence[int]) -> None:
+        """Move the live factors by `share` towards the mean of the kept ones in `slots`, factor by factor."""
+        for layer in self.layers:
+            layer.down.lerp_(layer.bank_down[list(slots)].mean(0), share)
+            layer.up.lerp_(layer.bank_up[list(slots)].mean(0), share)
+
+    @torch.no_grad()
+    def rewrite_kept(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace each factor's bank `[slots, …]` by what `change` makes of it."""
+        for layer in self.layers:
+            layer.bank_down, layer.bank_up = change(layer.bank_down), change(layer.bank_up)
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Within the block the model is the untouched backbone (and what was retired into its weights)."""
+        before = [layer.use for layer in self.layers]
+        for layer in self.layers:
+            layer.use = "none"
+        try:
+            yield
+        finally:
+            for layer, use in zip(self.layers, before, strict=True):
+                layer.use = use
+
+    def choose(self, slots: Tensor | None) -> None:
+        """From now on use the kept pair in `slots` `[batch]` for each sample; None: the live pair for all."""
+        for layer in self.layers:
+            layer.use, layer.slots = ("live" if slots is None else "kept"), slots
 
 
 def attach(

@@ -12,14 +12,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.errors import BadValue, UnknownName
-from clbench.methods.treelora.bandit import Bandit, Search
+from clbench.methods.treelora.bandit import Bandit, ExplorationUnit, Search
 from clbench.methods.treelora.tree import Node, build, flatten
 
 SEARCHES = get_args(Search)
+UNITS: tuple[ExplorationUnit, ...] = get_args(ExplorationUnit)
 
 
 def random_signatures(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make(root: Node, signatures: Tensor, search: Search, unit: ExplorationUnit = "residual", seed: int = 0) -> Bandit:
+    return Bandit(
+        root, signatures, exploration=0.5, exploration_unit=unit, search=search, steps_per_epoch=20, seed=seed
+    )
 
 
 def fill(bandit: Bandit, counts: Sequence[Sequence[float]], sums: Sequence[Sequence[float]], step: int) -> None:
@@ -27,6 +34,20 @@ def fill(bandit: Bandit, counts: Sequence[Sequence[float]], sums: Sequence[Seque
     state["counts"], state["sums"] = torch.tensor(counts, dtype=torch.float64), torch.tensor(sums, dtype=torch.float64)
     state["step"] = step
     bandit.load_state_dict(state)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_pull_is_choose_then_observe_of_what_the_scale_divides(search: Search) -> None:
+    signatures = random_signatures(8, 5, 3, 6)
+    one, two = (make(build(signatures), signatures, search) for _ in range(2))
+    for step in range(12):
+        current = random_signatures(300 + step, 3, 6)
+        pull = one.pull(current)
+        arms = two.choose(current)
+        distances = (current - signatures[arms, torch.arange(3)]).abs().sum(-1)
+        two.observe(arms, distances / two.scale(current))
+        assert torch.equal(arms, pull.arms)
+    assert torch.equal(one.sums, two.sums)
 
 
 def test_residual_by_hand() -> None:
@@ -67,6 +88,24 @@ def test_bounds_by_hand() -> None:
     assert min(arms) == arms[1]
     assert pair > arms[2]
     assert bandit.choose(current).tolist() == [2]
+
+
+def test_exploration_in_units_of_the_standard_deviation_by_hand() -> None:
+    # layer 0 sees 0.2 0.6 0.1: mean 0.3, deviations -0.1 0.3 -0.2, variance 0.14 / 2; layer 1 always sees the same
+    signatures = torch.zeros(2, 2, 3)
+    bandit = make(build(signatures), signatures, "lcb", "std")
+    seen = [(0, 0.2, 0.7), (1, 0.6, 0.7), (0, 0.1, 0.7)]
+    variances = [0.0, 0.08, 0.07]
+    for (arm, *residuals), variance in zip(seen, variances, strict=True):
+        bandit.observe(torch.tensor([arm, arm]), torch.tensor(residuals))
+        assert bandit.deviation.tolist() == pytest.approx([math.sqrt(variance), 0.0], abs=1e-7)
+    log = math.log(4)  # the fourth step is being played
+    arms = [0.15 - 0.5 * math.sqrt(0.07 * log / 2), 0.6 - 0.5 * math.sqrt(0.07 * log / 1)]
+    root = max(min(arms), 0.3 - 0.5 * math.sqrt(0.07 * log / 3))
+    expected = torch.tensor([[*arms, root], [0.7] * 3], dtype=torch.float64)
+    torch.testing.assert_close(bandit.bounds(signatures[0]), expected, rtol=0, atol=1e-6)
+    bandit.reset()
+    assert bandit.deviation.tolist() == [0.0, 0.0]
 
 
 def test_never_pulled_is_minus_infinity_and_the_left_of_equals_is_taken() -> None:
@@ -189,13 +228,14 @@ def pulls(bandit: Bandit, steps: range, layers: int = 3) -> list[list[int]]:
     return [bandit.pull(random_signatures(1000 + step, layers, 8)).arms.tolist() for step in steps]
 
 
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("search", SEARCHES)
-def test_same_seed_same_pulls_and_a_resumed_search_goes_on_exactly(search: Search) -> None:
+def test_same_seed_same_pulls_and_a_resumed_search_goes_on_exactly(search: Search, unit: ExplorationUnit) -> None:
     signatures = random_signatures(16, 7, 3, 8)
     root = build(signatures)
 
     def bandit() -> Bandit:
-        return Bandit(root, signatures, exploration=0.2, search=search, seed=5)
+        return make(root, signatures, search, unit, seed=5)
 
     whole = bandit()
     expected = pulls(whole, range(60))
@@ -207,12 +247,14 @@ def test_same_seed_same_pulls_and_a_resumed_search_goes_on_exactly(search: Searc
     second.load_state_dict(state)
     assert pulls(second, range(25, 60)) == expected[25:]
     assert torch.equal(second.sums, whole.sums)
+    assert torch.equal(second.deviation, whole.deviation)
 
 
-def test_random_pulls_differ_between_seeds() -> None:
+@pytest.mark.parametrize("search", ["random", "reference"])
+def test_random_pulls_differ_between_seeds(search: Search) -> None:
     signatures = random_signatures(17, 7, 3, 8)
     root = build(signatures)
-    one, two = (Bandit(root, signatures, exploration=0.2, search="random", seed=seed) for seed in (1, 2))
+    one, two = (make(root, signatures, search, seed=seed) for seed in (1, 2))
     assert pulls(one, range(20)) != pulls(two, range(20))
 
 
@@ -232,14 +274,14 @@ def test_reset_forgets_pulls_but_not_the_place_in_the_random_sequence() -> None:
 @pytest.mark.parametrize("search", SEARCHES)
 def test_one_past_task_is_always_chosen(search: Search) -> None:
     signatures = random_signatures(19, 1, 3, 8)
-    bandit = Bandit(build(signatures), signatures, exploration=0.2, search=search)
+    bandit = make(build(signatures), signatures, search)
     assert pulls(bandit, range(3)) == [[0, 0, 0]] * 3
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_all_zero_signatures_give_zero_residuals(search: Search) -> None:
     signatures = torch.zeros(3, 2, 4)
-    bandit = Bandit(build(signatures), signatures, exploration=0.2, search=search)
+    bandit = make(build(signatures), signatures, search)
     for _ in range(5):
         assert bandit.pull(torch.zeros(2, 4)).residuals.tolist() == [0.0, 0.0]
 
@@ -247,7 +289,7 @@ def test_all_zero_signatures_give_zero_residuals(search: Search) -> None:
 class NoSynchronisation(TorchDispatchMode):
     """Raises on every operation that makes the host wait for the device, or copies between them."""
 
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "item", "equal")
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "item", "equal", "multinomial")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -270,15 +312,16 @@ class NoReading(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("search", SEARCHES)
-def test_a_step_never_waits_for_the_device(search: Search) -> None:
+def test_a_step_never_waits_for_the_device(search: Search, unit: ExplorationUnit) -> None:
     signatures = random_signatures(20, 6, 3, 8)
-    bandit = Bandit(build(signatures), signatures, exploration=0.2, search=search)
+    bandit = make(build(signatures), signatures, search, unit)
     with NoReading(), NoSynchronisation():
         for _ in range(10):
             bandit.pull(signatures[0])
             arms = bandit.choose(signatures[1])
-            bandit.observe(arms, signatures[1, :, 0].abs())
+            bandit.observe(arms, signatures[1, :, 0].abs() / bandit.scale(signatures[1]))
         bandit.pull_shares()
         bandit.bounds(signatures[0])
         bandit.reset()
@@ -296,6 +339,7 @@ def test_a_step_never_waits_for_the_device(search: Search) -> None:
         lambda x: x[x > 0],
         lambda x: x.cpu(),
         lambda x: torch.where(x > 0),
+        lambda x: torch.multinomial(x, 1),
     ],
 )
 def test_the_guard_notices(wait: Any) -> None:
@@ -306,10 +350,11 @@ def test_the_guard_notices(wait: Any) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("search", SEARCHES)
-def test_a_step_never_waits_for_a_real_device(search: Search) -> None:
+def test_a_step_never_waits_for_a_real_device(search: Search, unit: ExplorationUnit) -> None:
     signatures = random_signatures(21, 6, 3, 8).cuda()
-    bandit = Bandit(build(signatures), signatures, exploration=0.2, search=search)
+    bandit = make(build(signatures), signatures, search, unit)
     bandit.pull(signatures[0])
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -333,6 +378,10 @@ def test_errors_name_what_came() -> None:
     root = build(signatures)
     with pytest.raises(UnknownName, match=r"no search called 'lbc'\. Did you mean 'lcb'"):
         Bandit(root, signatures, exploration=0.1, search="lbc")  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match=r"no exploration_unit called 'sd'\. Did you mean 'std'"):
+        Bandit(root, signatures, exploration=0.1, exploration_unit="sd")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="steps_per_epoch is None"):
+        Bandit(root, signatures, exploration=0.1, search="reference")
     with pytest.raises(BadValue, match="exploration is -1"):
         Bandit(root, signatures, exploration=-1)
     with pytest.raises(ValueError, match="3 tasks and 2 layers"):

@@ -2,18 +2,26 @@ from __future__ import annotations
 
 import doctest
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import clbench.methods.treelora.tree as tree_module
 from clbench.errors import BadValue, UnknownName
-from clbench.methods.treelora.tree import Node, build, flatten
+from clbench.methods.treelora.tree import Node, Similarity, Split, build, flatten
 
 # four tasks, two layers of one number; computed by hand in the tests below
 FOUR = torch.tensor([[0.0, 5.0], [1.0, 0.0], [2.0, 1.0], [10.0, 2.0]]).unsqueeze(2)
+
+
+LAYERS = 3
+FEW_NUMBERS = st.lists(st.integers(-2, 2), min_size=2 * LAYERS, max_size=2 * LAYERS)
+STREAMS = st.lists(FEW_NUMBERS, min_size=1, max_size=12)  # small whole numbers: ties and equal tasks are common
 
 
 def partition(node: Node) -> object:
@@ -53,7 +61,7 @@ def test_smoothness_is_the_largest_distance_from_the_centre_in_every_layer() -> 
 
 
 @pytest.mark.parametrize("split", ["radius", "principal"])
-def test_smoothness_of_random_signatures(split: tree_module.Split) -> None:
+def test_smoothness_of_random_signatures(split: Split) -> None:
     signatures = random_signatures(0, 13, 3, 20)
     for node in build(signatures, split=split).walk():
         group = signatures[list(node.tasks)]
@@ -88,6 +96,44 @@ def test_inner_gives_the_partition_of_the_released_rule(seed: int) -> None:
     assert partition(build(signatures, similarity="inner")) == released(signatures, list(range(17)), 0)
 
 
+@given(STREAMS)
+def test_inner_gives_the_partition_of_the_released_rule_with_ties(rows: Sequence[Sequence[int]]) -> None:
+    # one number a layer: both ways to the inner product then round alike
+    signatures = torch.tensor(rows, dtype=torch.float32).unsqueeze(2)
+    assert partition(build(signatures, similarity="inner")) == released(signatures, list(range(len(rows))), 0)
+
+
+def test_inner_keeps_the_released_threshold() -> None:
+    signatures = random_signatures(7, 6, 2, 9)
+    root = build(signatures, similarity="inner")
+    for node in root.walk():
+        if node.children:
+            group = signatures[list(node.tasks), node.depth].double()
+            values = sorted((group @ group.mean(0)).tolist())
+            assert node.threshold == pytest.approx(values[(len(values) - 1) // 2], rel=1e-5)
+
+
+@given(
+    STREAMS, st.sampled_from(get_args(Similarity)), st.sampled_from(get_args(Split)), st.none() | st.integers(0, LAYERS)
+)
+def test_every_trees_leaves_partition_the_tasks(
+    rows: Sequence[Sequence[int]], similarity: Similarity, split: Split, depth: int | None
+) -> None:
+    signatures = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), LAYERS, -1)
+    root = build(signatures, similarity, split, depth)
+    leaves = [node for node in root.walk() if not node.children]
+    assert sorted(task for leaf in leaves for task in leaf.tasks) == list(range(len(rows)))
+    for node in root.walk():
+        assert node.tasks
+        assert len(node.children) in (0, 2)
+        assert (node.threshold is None) == (not node.children)
+        assert [child.depth for child in node.children] == [node.depth + 1] * len(node.children)
+        below = sorted(task for child in node.children for task in child.tasks)
+        assert not below or below == list(node.tasks)
+    assert all(len(leaf.tasks) == 1 or leaf.depth == (LAYERS if depth is None else depth) for leaf in leaves)
+    assert Node.from_json(json.loads(json.dumps(root.to_json()))) == root
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_principal_separates_planted_groups_at_their_layers(seed: int) -> None:
     layers = [two_groups(seed, lambda k: k // 8), two_groups(seed + 500, lambda k: k % 2)]
@@ -106,7 +152,7 @@ def test_the_papers_radius_rule_misses_the_planted_groups(seed: int) -> None:
 
 
 @pytest.mark.parametrize("similarity", ["l1", "inner"])
-def test_the_lower_median_never_halves_an_even_group(similarity: tree_module.Similarity) -> None:
+def test_the_lower_median_never_halves_an_even_group(similarity: Similarity) -> None:
     root = build(two_groups(0, lambda k: k // 8).unsqueeze(1), similarity=similarity)
     assert [len(side.tasks) for side in root.children] == [9, 7]
 
@@ -124,7 +170,7 @@ def test_principal_puts_the_first_task_on_the_lower_side() -> None:
 
 @pytest.mark.parametrize("split", ["radius", "principal"])
 @pytest.mark.parametrize("similarity", ["l1", "inner"])
-def test_identical_tasks_are_halved_in_order(split: tree_module.Split, similarity: tree_module.Similarity) -> None:
+def test_identical_tasks_are_halved_in_order(split: Split, similarity: Similarity) -> None:
     signatures = random_signatures(1, 1, 3, 6).expand(5, 3, 6)
     root = build(signatures, similarity, split)
     assert partition(root) == [[(0,), (1,)], [(2,), [(3,), (4,)]]]
@@ -172,7 +218,7 @@ def test_text_is_indented_and_names_tasks() -> None:
 
 
 @pytest.mark.parametrize("split", ["radius", "principal"])
-def test_json_round_trip(split: tree_module.Split) -> None:
+def test_json_round_trip(split: Split) -> None:
     root = build(random_signatures(4, 11, 3, 8), split=split)
     again = Node.from_json(json.loads(json.dumps(root.to_json())))
     assert again == root
