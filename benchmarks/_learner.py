@@ -53,10 +53,10 @@ class Standing(Strategy):
             super()._train_cleanup()
 
 
-def learner(method: str, tasks: int) -> Standing:
-    """A listed method with its own settings on glyph-vit, before its first task."""
+def learner(method: str, tasks: int, **settings: Any) -> Standing:
+    """A listed method on glyph-vit before its first task; `settings` are those that are not its own."""
     model = backbones.build("glyph-vit", tasks * CLASSES, 0)
-    answer = catalog.method_type(method).cls()
+    answer = catalog.method_type(method).cls(**settings)
     plugins = answer.plugins(Workbench(model, RECIPE, CPU, tasks, 0))
     strategy = Standing(model=model, recipe=RECIPE, plugins=plugins, meter=Meter(CPU), device=CPU, seed=0)
     strategy.head_masking = answer.head_masking

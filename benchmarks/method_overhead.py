@@ -11,17 +11,26 @@ the blocks of (method / reference); quartiles and extremes say how quiet the mac
 
 from __future__ import annotations
 
+from typing import Any
+
 from _learner import Standing, learner, random_task
 from _paired import arguments, compare, show
 
 TASKS = 10
 SHORT_STEPS = 3
 REFERENCE = "seqlora"
-TARGETS = {"treelora": 1.05, "olora": 1.10, "ewc": 1.10}
+CONTENDERS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "treelora, plain": ("treelora", {"decomposition": "none"}, 1.05),
+    "treelora": ("treelora", {}, 1.10),
+    "hidelora": ("hidelora", {}, 1.10),
+    "olora": ("olora", {}, 1.10),
+    "ewc": ("ewc", {}, 1.10),
+}
+"""What is printed, method, settings and the ratio aimed at."""
 
 
-def at_last_task(method: str, steps: int) -> Standing:
-    strategy = learner(method, TASKS)
+def at_last_task(method: str, steps: int, settings: dict[str, Any]) -> Standing:
+    strategy = learner(method, TASKS, **settings)
     for index in range(TASKS - 1):
         strategy.learn(index, random_task(index, SHORT_STEPS))
     strategy.stand(TASKS - 1, random_task(TASKS - 1, steps))
@@ -30,8 +39,11 @@ def at_last_task(method: str, steps: int) -> Standing:
 
 def main() -> None:
     chosen = arguments(__doc__)
-    reference = at_last_task(REFERENCE, chosen.steps)
-    contenders = {name: (at_last_task(name, chosen.steps).block, target) for name, target in TARGETS.items()}
+    reference = at_last_task(REFERENCE, chosen.steps, {})
+    contenders = {
+        shown: (at_last_task(method, chosen.steps, settings).block, target)
+        for shown, (method, settings, target) in CONTENDERS.items()
+    }
     results = compare(reference.block, contenders, chosen.blocks)
     show(f"a step of task {TASKS} against one of {REFERENCE}", results, chosen)
 

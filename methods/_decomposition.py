@@ -85,8 +85,8 @@ def align(
     `logits` maps features `[n, width]` to `[n, known]`, columns in the order of `statistics.classes`.
     SGD with momentum 0.9 and weight decay 5e-4, a cosine from `rate` to 0 over the epochs. An epoch
     draws `per_class` features of each class and goes through them once in batches of `ALIGNMENT_BATCH`;
-    the released code draws as many of each centroid, uses a tenth of them, in batches of `per_class`, and
-    makes a step for each past class instead of each known one.
+    the released code draws as many of each centroid, and uses one batch of `per_class` of all these for
+    each past class.
     """
     optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)

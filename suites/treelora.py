@@ -35,13 +35,13 @@ ablation = _suite(
     *_rows("search", "random", "greedy", "exhaustive"),
     *_rows("signature", "gradient"),
     *_rows("split", "principal"),
-    *_rows("exploration", 0.02, 0.5, 2.0),
+    *_rows("exploration", 0.02, 2.0),
     Contender("treelora", {"exploration_unit": "std", "exploration": 1.0}),
 )
-depth = _suite("depth", *_rows("depth", 1, 2, 3, 4, 6))
+depth = _suite("depth", *_rows("depth", 1, 3, 6))
 epochs = _suite("epochs", *_rows("epochs", 1, 2, 10))
 sensitivity = _suite(
     "sensitivity",
-    *_rows("penalty_weight", 0.01, 0.5, 1.0, 5.0),
-    *_rows("learning_rate", 2e-4, 5e-4, 2e-3, 5e-3),
+    *_rows("penalty_weight", 0.01, 1.0, 5.0),
+    *_rows("learning_rate", 5e-4, 2e-3),
 )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clbench import backbones
-from clbench.adapters.lora import LoRALinear, attach
+from clbench import backbones, checkpoint
+from clbench.adapters.lora import LoRA, LoRALinear, attach
 from clbench.adapters.prompts import PromptPool
 from clbench.model import Classifier, Site
 
@@ -216,3 +216,134 @@ def test_a_sample_is_served_alike_alone_and_in_company() -> None:
     together = prompts(torch.zeros(12, 4, 6), queries)
     alone = torch.cat([prompts(torch.zeros(1, 4, 6), query[None]) for query in queries])
     assert torch.equal(together, alone)
+
+
+SITES = {
+    "q and v of a fused layer": {"q": (0, 4), "v": (8, 12)},
+    "k and v of a fused layer": {"k": (4, 8), "v": (8, 12)},
+    "one part of a fused layer": {"k": (4, 8)},
+    "a layer of one part": {"v": (0, 12)},
+}
+
+
+def live(layer: LoRALinear, seed: int) -> LoRALinear:
+    """The layer with another live pair."""
+    with torch.no_grad():
+        layer.down.copy_(numbers(seed, *layer.down.shape))
+        layer.up.copy_(numbers(seed + 100, *layer.up.shape))
+    return layer
+
+
+def banked(parts: dict[str, tuple[int, int]], slots: int = 3) -> tuple[LoRALinear, LoRA]:
+    """A layer 5 -> 12 with `slots` kept pairs, and a live pair that is none of them."""
+    layer = LoRALinear(nn.Linear(5, 12), Site("x", 0, parts), 3, 6.0, source())
+    lora = LoRA([layer])
+    for slot in range(slots):
+        live(layer, slot)
+        lora.keep()
+    live(layer, 50)
+    return layer, lora
+
+
+@pytest.mark.parametrize("between", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("parts", SITES.values(), ids=SITES)
+def test_a_kept_pair_serves_its_sample_as_the_live_pair_would(
+    parts: dict[str, tuple[int, int]], between: tuple[int, ...]
+) -> None:
+    layer, lora = banked(parts)
+    slots, x = torch.tensor([2, 0, 1, 2, 2]), numbers(3, 5, *between, 5)
+    lora.choose(slots)
+    together = layer(x)
+    lora.choose(None)
+    for sample, slot in enumerate(slots.tolist()):
+        with torch.no_grad():
+            layer.down.copy_(layer.bank_down[slot])
+            layer.up.copy_(layer.bank_up[slot])
+        torch.testing.assert_close(together[sample], layer(x)[sample])
+
+
+def test_without_a_choice_the_live_pair_serves() -> None:
+    layer, lora = banked(SITES["k and v of a fused layer"])
+    x = numbers(3, 5, 4, 5)
+    before = layer(x)
+    lora.choose(torch.tensor([0, 0, 1, 1, 2]))
+    assert not torch.allclose(layer(x), before)
+    lora.choose(None)
+    assert torch.equal(layer(x), before)
+
+
+def test_what_is_kept_is_a_copy() -> None:
+    layer, lora = banked(SITES["a layer of one part"])
+    live(layer, 7)
+    for slot in range(3):
+        assert torch.equal(layer.bank_down[slot], numbers(slot, *layer.down.shape))
+        assert torch.equal(layer.bank_up[slot], numbers(slot + 100, *layer.up.shape))
+    assert not layer.bank_down.requires_grad
+    lora.rewrite_kept(lambda bank: bank[[2, 0]])
+    assert torch.equal(layer.bank_down[1], numbers(0, *layer.down.shape))
+    assert torch.equal(layer.bank_up[0], numbers(102, *layer.up.shape))
+
+
+def test_drawn_to_the_mean_of_the_kept_factor_by_factor() -> None:
+    layer, lora = banked(SITES["k and v of a fused layer"])
+    lora.draw_to_kept(0.25, [0, 2, 2])
+    for factor, seed in ((layer.down, 0), (layer.up, 100)):
+        start, first, third = (numbers(n + seed, *factor.shape) for n in (50, 0, 2))
+        torch.testing.assert_close(factor.detach(), 0.75 * start + 0.25 * (first + 2 * third) / 3)
+    before = layer.down.detach().clone()
+    lora.draw_to_kept(0.0, [0, 1])
+    assert torch.equal(layer.down, before)
+
+
+def adapted() -> tuple[Classifier, LoRA, Tensor]:
+    """A model whose live and two kept LoRAs all change its answers, and the answers it had before."""
+    model = classifier()
+    before = model(images()).detach()
+    lora = attach(model, ("k", "v"), 2, 2, source())
+    for seed in (1, 2, 3):
+        for layer in lora.layers:
+            live(layer, seed)
+        if seed < 3:
+            lora.keep()
+    return model, lora, before
+
+
+@pytest.mark.parametrize("slots", [None, [0, 1, 0, 1, 1, 0]])
+def test_off_is_the_untouched_backbone_to_the_bit(slots: list[int] | None) -> None:
+    model, lora, before = adapted()
+    lora.choose(None if slots is None else torch.tensor(slots))
+    chosen = model(images())
+    assert not torch.allclose(chosen, before)
+    with lora.off():
+        assert torch.equal(model(images()), before)
+        with lora.off():
+            assert torch.equal(model(images()), before)
+        assert torch.equal(model(images()), before)
+    assert torch.equal(model(images()), chosen)
+    with pytest.raises(ZeroDivisionError), lora.off():
+        raise ZeroDivisionError
+    assert torch.equal(model(images()), chosen)
+
+
+def test_the_bank_comes_back_from_a_checkpoint() -> None:
+    model, lora, _ = adapted()
+    slots = torch.tensor([0, 1, 0, 1, 1, 0])
+    lora.choose(slots)
+    fresh = classifier()
+    again = attach(fresh, ("k", "v"), 2, 2, source(9))
+    content = checkpoint.pack(checkpoint.learned(model, checkpoint.Untouched(model)))
+    checkpoint.restore(fresh, checkpoint.unpack(content))
+    again.choose(slots)
+    assert torch.equal(fresh(images()), model(images()))
+    assert all(len(layer.bank_down) == len(layer.bank_up) == 2 for layer in again.layers)
+
+
+@pytest.mark.parametrize("slots", [None, [0, 2, 1, 0]])
+def test_half_precision_stays_half(slots: list[int] | None) -> None:
+    layer, lora = banked(SITES["k and v of a fused layer"])
+    lora.choose(None if slots is None else torch.tensor(slots))
+    x = numbers(3, 4, 2, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), layer(x), atol=0.3, rtol=0.03)

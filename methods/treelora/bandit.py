@@ -91,8 +91,8 @@ class Bandit:
     batch's gradient at the past task's adapter), it is ``choose``, then ``observe`` with residuals over ``scale``
     that the caller computed. ``choose`` moves the random generator on: once a step.
 
-    The state is float64 so that sums over very many steps, and the matrix product that adds up the nodes, stay
-    exact in the counts whatever precision the device multiplies float32 in.
+    The state is float64 so that the counts stay exact over very many steps; a step adds O(D N) scalars for the
+    bounds to O(D P) for the pulled arms.
     """
 
     def __init__(
@@ -132,7 +132,8 @@ class Bandit:
         flat = flatten(tree)
         self._levels = flat.levels
         self._children = flat.children.to(device)
-        self._members = flat.members.T.contiguous().to(device)  # [N, 2N-1]
+        self._order = flat.order.to(device)  # [N]
+        self._starts, self._ends = flat.spans.T.contiguous().to(device)  # [N-1] each
         self._smoothness = flat.smoothness.T.contiguous().to(device)  # [D, 2N-1]
         self._stay = torch.arange(count, device=device).expand(layers, count)
         self._layer = torch.arange(layers, device=device)
@@ -278,7 +279,10 @@ class Bandit:
         return (logits - noise).argmax(1)
 
     def _bounds(self, scale: Tensor) -> Tensor:
-        counts, sums = (self._state @ self._members).unbind()  # [D, 2N-1] each
+        # A group is a stretch of the leaves, so its sum is a difference of running sums.
+        running = torch.nn.functional.pad(self._state.index_select(2, self._order).cumsum(2), (1, 0))
+        groups = running.index_select(2, self._ends) - running.index_select(2, self._starts)
+        counts, sums = torch.cat([self._state, groups], 2).unbind()  # [D, 2N-1] each
         squared: float | Tensor = self.exploration**2 * math.log(self.step + 1)
         if self.exploration_unit == "std":
             squared = squared * self.deviation.square().unsqueeze(1)

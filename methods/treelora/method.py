@@ -9,11 +9,12 @@ from pydantic import Field, model_validator
 
 from clbench.method import Resources, Workbench
 from clbench.method import Search as Range
-from clbench.methods._decomposition import Decomposition, TaskDecomposition
+from clbench.methods._decomposition import Decomposition, TaskDecomposition, repeated_classes
 from clbench.methods.treelora.bandit import ExplorationUnit, Search
 from clbench.methods.treelora.guidance import Guidance
 from clbench.methods.treelora.tree import Similarity, Split
 from clbench.strategy import Plugin
+from clbench.stream import Stream
 
 PAPER_DEPTH = 5
 
@@ -73,7 +74,14 @@ class TreeLoRA(TaskDecomposition):
 
     def resources(self) -> Resources:
         """A signature a task (two where it is not the displacement); decomposed a LoRA and class statistics too."""
-        return Resources(class_statistics=self.decomposition != "none", stored_mib_per_task=64.0)
+        decomposed = self.decomposition == "hide"
+        covariance = decomposed and self.statistics == "covariance"
+        return Resources(class_statistics=decomposed, stored_mib_per_task=512.0 if covariance else 64.0)
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Decomposed: a class in two tasks."""
+        reason = repeated_classes(stream) if self.decomposition == "hide" else None
+        return reason and f"{reason} (decomposition 'none' can)"
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """A LoRA and its guidance; the decomposition first, so that an adapter is kept before it is merged."""

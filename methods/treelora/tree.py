@@ -209,13 +209,15 @@ class FlatTree:
     the members are compared directly.
 
     ``children``: [N-1, 2], positions of the left and right child of position N+i.
-    ``members``: [2N-1, N], 1 where the task is below the position, float64.
+    ``order``: [N], the tasks from the left leaf to the right one, so that each group is a stretch of it.
+    ``spans``: [N-1, 2], where in ``order`` the group of position N+i begins and ends (exclusive).
     ``smoothness``: [2N-1, D], 0 for a task, float64.
     ``levels``: ranges [first, last) of positions of equal height, lowest first.
     """
 
     children: Tensor
-    members: Tensor
+    order: Tensor
+    spans: Tensor
     smoothness: Tensor
     levels: tuple[tuple[int, int], ...]
 
@@ -231,20 +233,23 @@ class _Joint:
 def flatten(root: Node) -> FlatTree:
     """Return the tensor form of a whole tree, on the CPU."""
     count, layers = len(root.tasks), len(root.smoothness)
-    joints = sorted(_joints(_joined(root)), key=lambda joint: joint.height)  # stable: left before right
+    joined = _joined(root)
+    joints = sorted(_joints(joined), key=lambda joint: joint.height)  # stable: left before right
+    order = _leaves(joined)
+    place = {task: i for i, task in enumerate(order)}
     position = {id(joint): count + i for i, joint in enumerate(joints)}
     children = torch.zeros(len(joints), 2, dtype=torch.long)
-    members = torch.zeros(count + len(joints), count, dtype=torch.float64)
-    members[:count] = torch.eye(count)
+    spans = torch.zeros(len(joints), 2, dtype=torch.long)
     smoothness = torch.zeros(count + len(joints), layers, dtype=torch.float64)
     for i, joint in enumerate(joints):
         children[i] = torch.tensor([side if isinstance(side, int) else position[id(side)] for side in joint.sides])
-        members[count + i, list(joint.tasks)] = 1.0
+        first = min(place[task] for task in joint.tasks)
+        spans[i] = torch.tensor([first, first + len(joint.tasks)])
         smoothness[count + i] = torch.tensor(joint.smoothness)
     sizes = [len(list(level)) for _, level in groupby(joints, key=lambda joint: joint.height)]
     ends = [count + sum(sizes[: i + 1]) for i in range(len(sizes))]
     levels = tuple((end - size, end) for size, end in zip(sizes, ends, strict=True))
-    return FlatTree(children, members, smoothness, levels)
+    return FlatTree(children, torch.tensor(order), spans, smoothness, levels)
 
 
 def _joined(node: Node) -> _Joint | int:
@@ -273,3 +278,7 @@ def _joints(joint: _Joint | int) -> Iterator[_Joint]:
         yield joint
         for side in joint.sides:
             yield from _joints(side)
+
+
+def _leaves(joint: _Joint | int) -> list[int]:
+    return [joint] if isinstance(joint, int) else [task for side in joint.sides for task in _leaves(side)]

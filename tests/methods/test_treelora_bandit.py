@@ -395,4 +395,4 @@ def test_positions_of_the_bounds_are_those_of_the_flat_tree() -> None:
     signatures = random_signatures(26, 5, 2, 4)
     root = build(signatures)
     bandit = Bandit(root, signatures, exploration=0.1)
-    assert bandit.bounds(signatures[0]).shape == (2, len(flatten(root).members))
+    assert bandit.bounds(signatures[0]).shape == (2, 5 + len(flatten(root).children))

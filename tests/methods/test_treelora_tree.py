@@ -229,7 +229,8 @@ def test_flat_form_by_hand() -> None:
     flat = flatten(build(FOUR))  # (((1 2) 0) 3): positions 4 = {1 2}, 5 = {0 1 2}, 6 = all
     assert flat.children.tolist() == [[1, 2], [4, 0], [5, 3]]
     assert flat.levels == ((4, 5), (5, 6), (6, 7))
-    assert flat.members[4:].tolist() == [[0, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert flat.order.tolist() == [1, 2, 0, 3]
+    assert flat.spans.tolist() == [[0, 2], [0, 3], [0, 4]]
     assert flat.smoothness.tolist() == [[0, 0]] * 4 + [[0.5, 0.5], [1, 3], [6.75, 3]]
 
 
@@ -244,11 +245,15 @@ def test_flat_form_of_a_leaf_with_several_tasks_compares_its_members_directly() 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 10, 33])
 def test_flat_form_lists_children_before_parents_and_the_root_last(tasks: int) -> None:
     flat = flatten(build(random_signatures(6, tasks, 3, 4)))
-    assert flat.members.shape == (2 * tasks - 1, tasks)
-    assert flat.members[-1].eq(1).all()
+    order = flat.order.tolist()
+    assert sorted(order) == list(range(tasks))
+    below = [{task} for task in range(tasks)] + [set(order[first:last]) for first, last in flat.spans.tolist()]
+    assert len(below) == 2 * tasks - 1
+    assert below[-1] == set(order)
     for i, (left, right) in enumerate(flat.children.tolist()):
         assert max(left, right) < tasks + i
-        assert torch.equal(flat.members[left] + flat.members[right], flat.members[tasks + i])
+        assert below[left] | below[right] == below[tasks + i]
+        assert not below[left] & below[right]
     for first, last in flat.levels:
         assert flat.children[first - tasks : last - tasks].max() < first
 
