@@ -30,7 +30,7 @@ CONTENTS: dict[str, Entry] = {
     "hidelora": Entry(
         "clbench.methods.hidelora:HiDeLoRA",
         "a LoRA for each task, chosen by the inferred task, and a head aligned on class statistics",
-        "Wang et al. 2023 (HiDe-PET)",
+        "Wang et al. 2024 (HiDe-PET)",
     ),
     "treelora": Entry(
         "clbench.methods.treelora.method:TreeLoRA",

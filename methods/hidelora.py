@@ -28,7 +28,7 @@ class HiDeLoRA(TaskDecomposition):
     """
 
     name = "hidelora"
-    paper = "Wang et al. 2023 (HiDe-PET)"
+    paper = "Wang et al. 2024 (HiDe-PET)"
 
     depth: int = Field(default=5, ge=1, description="adapt the first so many blocks")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -36,12 +37,10 @@ def test_the_contrast_is_cross_entropy_against_the_identity(past: int, size: flo
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
-def test_the_contrast_is_exact_where_products_are_large() -> None:
-    base = 40 * F.normalize(numbers(3, 1, 64), dim=1)  # products of 2,000, as a ViT's features have
-    centroids, features = base + 0.02 * numbers(4, 6, 64), base + 0.02 * numbers(5, 8, 64)
-    expected = plain(centroids, features)
-    assert 1 < expected < 10
-    assert Contrast(centroids)(features).item() == pytest.approx(expected.item(), rel=2e-3)
+def test_the_contrast_is_not_rounded_away_where_products_are_large() -> None:
+    rows = torch.cat([torch.full((12, 1), 64.0), 3 * torch.eye(12)], dim=1)  # products of 5,120, one's own 11.25 more
+    expected = math.log1p(11 * math.exp(-9 / 0.8))
+    assert Contrast(rows[:5])(rows[5:]).item() == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("past", [0, 6])
