@@ -93,6 +93,11 @@ class Method(BaseModel, ABC):
     def plugins(self, bench: Workbench) -> Sequence[BasePlugin[Any]]:
         """Attach what is trained to `bench.model` and return the behaviour."""
 
+    def compat(self) -> tuple[str, ...]:
+        """The deviations of other code that are switched on: fields called `compat_…`; they mark the protocol."""
+        fields = [name for name in type(self).model_fields if name.startswith("compat_")]
+        return tuple(name.removeprefix("compat_") for name in fields if getattr(self, name))
+
     def resources(self) -> Resources:
         """What is kept or needed beyond the task's own data."""
         return Resources()

@@ -64,6 +64,7 @@ def terms(suite_protocol: Protocol, method: Method) -> Protocol:
             "buffer_samples": kept.buffer_samples,
             "replay_batch": kept.replay_batch,
             "class_statistics": kept.class_statistics,
+            "compat": method.compat(),
         }
     )
 

@@ -19,8 +19,12 @@ METHOD_TERMS: tuple[str, ...] = (
     "buffer_samples",
     "replay_batch",
     "class_statistics",
+    "compat",
 )
 """The fields a method may change; the others belong to the suite."""
+
+ADDED = ("compat",)
+"""Fields that older cards lack: while empty they are left out of the hash, so that it stays what it was."""
 
 
 def digest(value: Any, length: int = 12) -> str:
@@ -62,16 +66,21 @@ class Protocol(BaseModel):
     """Kept samples added to each training batch."""
     class_statistics: bool = False
     """Means or covariances of classes are kept."""
+    compat: tuple[str, ...] = ()
+    """Known deviations of other code that are repeated here on purpose."""
 
     @property
     def suite_hash(self) -> str:
         """Hash of the fields no method may change; rows of one table share it."""
-        return digest({k: v for k, v in self.model_dump(mode="json").items() if k not in METHOD_TERMS})
+        return digest({k: v for k, v in self._hashed().items() if k not in METHOD_TERMS})
 
     @property
     def hash(self) -> str:
         """Hash of the whole card."""
-        return digest(self.model_dump(mode="json"))
+        return digest(self._hashed())
+
+    def _hashed(self) -> dict[str, Any]:
+        return {k: v for k, v in self.model_dump(mode="json").items() if v or k not in ADDED}
 
     def departures(self, reference: Protocol) -> dict[str, tuple[Any, Any]]:
         """The fields in which this card differs from `reference`: name -> (here, there)."""

@@ -97,4 +97,6 @@ def _runs(count: int) -> str:
 def _word(value: Any) -> str:
     if value is None:
         return "unset"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from clbench import catalog
-from clbench.plan import Cell, cells, forecast_seconds
+from clbench.method import Method, Workbench
+from clbench.plan import Cell, Row, cells, forecast_seconds
 from clbench.record import Record
 
 SUITE = catalog.suite("tiny")
@@ -53,6 +55,33 @@ def test_the_key_knows_everything_the_result_depends_on(what: str) -> None:
 def test_a_variants_words_are_no_part_of_the_key() -> None:
     (cell,) = planned("seqlora")
     assert replace(cell, variant="renamed").key == cell.key
+
+
+class Copied(Method):
+    """It repeats what other code does, where asked to."""
+
+    name = "copied"
+    compat_reshape: bool = False
+    compat_votes: bool = False
+    compatible: bool = True
+
+    def plugins(self, bench: Workbench) -> Sequence[Any]:
+        """Nothing."""
+        return []
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ()),
+        ({"compat_votes": True}, ("votes",)),
+        ({"compat_votes": True, "compat_reshape": True}, ("reshape", "votes")),
+    ],
+)
+def test_repeated_deviations_are_on_the_card(settings: dict[str, bool], expected: tuple[str, ...]) -> None:
+    (cell,) = cells(SUITE, STREAM, [Row(Copied(**settings), "", "")], [0], 0, "cpu")
+    assert cell.protocol.compat == expected
+    assert (cell.protocol.hash == cell.suite_protocol.hash) == (not expected)
 
 
 @pytest.mark.parametrize(

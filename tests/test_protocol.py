@@ -41,6 +41,7 @@ OTHER: dict[str, Any] = {
     "buffer_samples": 1,
     "replay_batch": 1,
     "class_statistics": True,
+    "compat": ("reshape",),
 }
 CARD = Protocol(**FIELDS)
 

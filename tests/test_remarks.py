@@ -31,3 +31,9 @@ def test_a_mark_says_of_how_many_finished_runs_it_holds() -> None:
     assert said(twice, plain, plain) == ["1 of 3 runs: merged"]
     assert said(twice, twice) == ["merged"]
     assert said(failed, twice) == ["1 of 2 runs failed: x", "merged"]
+
+
+def test_a_repeated_deviation_is_named() -> None:
+    card = Record.example().protocol
+    record = Record.example(protocol={**card, "compat": ["reshape", "votes"]}, suite_protocol={**card, "compat": []})
+    assert said(record) == ["compat reshape, votes instead of none"]
