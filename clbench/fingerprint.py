@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 
@@ -17,8 +18,9 @@ def of_module(name: str) -> str:
     """Hash of module `name` and of what belongs to it among its imports, and theirs in turn.
 
     To a module of clbench belong its own package and the private modules beside it; to one of another
-    distribution that whole distribution's top-level package. Line endings do not count. Raises
-    ModuleNotFoundError when there is no such module.
+    distribution that whole distribution's top-level package. Docstrings, comments and layout do not count: a
+    better word for what a method does must not make its results stale. Raises ModuleNotFoundError when there is no
+    such module.
     """
     waiting, found = [name], dict[str, Path]()
     while waiting:
@@ -63,12 +65,8 @@ def _source(module: str, room: str) -> Path | None:
 
 def _imports(path: Path, package: str) -> list[str]:
     """Names that may be modules: of `from a import b` both a and a.b. `package`: where a relative import begins."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # whoever imports it is told; its hash still tells versions apart
-        return []
     names: list[str] = []
-    for node in ast.walk(tree):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -78,9 +76,40 @@ def _imports(path: Path, package: str) -> list[str]:
     return names
 
 
+def _tree(path: Path) -> ast.Module:
+    """The parsed source; that of a file that does not parse is its text. Whoever imports it is told."""
+    return _parsed(path.read_bytes())
+
+
+@cache  # siblings are shared by many
+def _parsed(content: bytes) -> ast.Module:
+    try:
+        return ast.parse(content)
+    except (SyntaxError, ValueError):
+        return ast.Module([ast.Assign([], ast.Constant(content.decode(errors="replace")))], [])
+
+
+def _code(node: object) -> str:
+    """All of a parsed source but docstrings, comments and layout.
+
+    Empty fields are left out: versions of Python differ in which of them there are.
+    """
+    if isinstance(node, list):
+        return f"[{' '.join(_code(item) for item in node if not _is_text(item))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_code(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({' '.join(fields)})"
+
+
+def _is_text(node: object) -> bool:
+    """Whether it is a string that stands alone: a docstring."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
 def _digest(paths: list[Path]) -> str:
     total = hashlib.sha256()
     for path in paths:
-        total.update(path.read_bytes().replace(b"\r\n", b"\n"))
+        total.update(_code(_tree(path)).encode(errors="replace"))
         total.update(b"\0")
     return total.hexdigest()[:12]

@@ -44,18 +44,58 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
 def test_what_a_foreign_method_is_made_of(package: Path, changed: str, counts: bool) -> None:
     before = of_module(f"{package.name}.method")
     with (package / changed).open("a") as file:
-        file.write("# edited\n")
+        file.write("edited = True\n")
     assert (of_module(f"{package.name}.method") != before) is counts
 
 
-def test_line_endings_do_not_count(tmp_path: Path) -> None:
+CODE = '''"""What it is."""
+
+import math
+
+
+class A:
+    """More of it."""
+
+    b: int = 1  # why
+    """What b is."""
+
+    def c(self) -> str:
+        return f"{self.b!r:>4} # no comment"
+'''
+SAME = [
+    CODE.replace("\n", "\r\n"),
+    CODE.replace("What it is", "What it does"),
+    CODE.replace("  # why", ""),
+    CODE.replace('    """What b is."""\n', ""),
+    CODE.replace("import math\n", "# the standard library\nimport math\n\n"),
+    CODE.replace('f"{self.b!r:>4} # no comment"', '(\n            f"{self.b!r:>4} # no comment"\n        )'),
+]
+OTHER = [
+    CODE.replace("b: int = 1", "b: int = 2"),
+    CODE.replace("b: int = 1", "b: float = 1"),
+    CODE.replace("# no comment", "# a comment"),
+    CODE.replace(">4", ">5"),
+    CODE.replace("!r", "!s"),
+    CODE.replace("import math", "import cmath"),
+    CODE.replace("class A", "class B"),
+    CODE.replace("return f", "f"),
+]
+
+
+@pytest.mark.parametrize(("texts", "counts"), [(SAME, False), (OTHER, True)], ids=["words", "code"])
+def test_words_do_not_count_and_code_does(tmp_path: Path, texts: list[str], counts: bool) -> None:
     path = tmp_path / "m.py"
-    path.write_bytes(b"a = 1\nb = 2\n")
+    path.write_text(CODE)
     before = of_file(path)
-    path.write_bytes(b"a = 1\r\nb = 2\r\n")
-    assert of_file(path) == before
-    path.write_bytes(b"a = 1\nb = 3\n")
-    assert of_file(path) != before
+    for text in texts:
+        assert text != CODE
+        path.write_bytes(text.encode())
+        assert (of_file(path) != before) is counts, text
+
+
+def test_a_fingerprint_is_the_same_everywhere(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(CODE)
+    assert of_file(tmp_path / "m.py") == "dab6eb675ce2"
 
 
 def test_a_method_that_does_not_parse_still_has_a_fingerprint(package: Path) -> None:
