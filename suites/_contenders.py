@@ -16,5 +16,4 @@ CONTENDERS = (
     Contender("l2p"),
     Contender("hidelora"),
     Contender("treelora"),
-    Contender("treelora", {"decomposition": "none"}, label="plain"),
 )

@@ -7,7 +7,7 @@ Expected: joint near 91 %, the nearest class mean near 81 %, SeqLoRA near 53 %.
 from __future__ import annotations
 
 from clbench.recipe import Recipe
-from clbench.suite import Suite
+from clbench.suite import Contender, Suite
 from clbench.suites._contenders import CONTENDERS
 from clbench.suites._letters import stream
 
@@ -19,7 +19,7 @@ glyphs = Suite(
     recipe=Recipe(epochs=5, batch_size=32, learning_rate=1e-3),
     transform="none",
     normalisation="none",
-    contenders=CONTENDERS,
+    contenders=(*CONTENDERS, Contender("treelora", {"decomposition": "none"}, label="plain")),
     settings={
         "replay": {"buffer_samples": 400},  # four a class
         "l2p": {"learning_rate": 0.03 * 32 / 256},  # its paper scales the step size with the batch
