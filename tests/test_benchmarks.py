@@ -181,3 +181,18 @@ def test_past_tasks_are_planted_in_the_state_that_the_method_keeps(monkeypatch: 
     assert guidance.state()["past"].shape == (3, 6, 2048)
     assert guidance.bandit.counts.shape == (6, 3)
     assert guidance.bandit.counts.sum(1).tolist() == [2.0] * 6
+
+
+def test_families_that_lie_together_are_told_from_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    families = program("families", monkeypatch)
+    draws = torch.Generator().manual_seed(0)
+    of = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    same = of[:, None] == of
+    centres = torch.nn.functional.normalize(torch.randn(3, 64, generator=draws), dim=1)
+    noise = torch.nn.functional.normalize(torch.randn(9, 64, generator=draws), dim=1)
+    for rows, planted in ((centres[of] + 0.3 * noise, True), (noise, False)):
+        unit = torch.nn.functional.normalize(rows, dim=1)
+        within, between = families.contrast(unit @ unit.T, same)
+        assert (within - between > 0.5) == planted
+        assert (families.chance(unit @ unit.T, same, 500) < 0.02) == planted
+    assert families.contrast(torch.full((9, 9), 0.25), same) == (0.25, 0.25)
