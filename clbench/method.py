@@ -83,7 +83,8 @@ class Method(BaseModel, ABC):
     name: ClassVar[str]
     paper: ClassVar[str] = ""
     schedule: ClassVar[Schedule] = "sequential"
-    """`joint`: the union once; `none`: no optimisation, the plugins see each task once."""
+    """`joint`: the union once; `first`: the first task, the plugins see each later one once; `none`: no optimisation,
+    the plugins see each task once."""
 
     learning_rate: float | None = Field(default=None, gt=0, description="step size; the recipe's when not given")
     epochs: int | None = Field(default=None, ge=1, description="passes over a task; the recipe's when not given")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -33,6 +33,24 @@ class Prompter(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Prefixes:
+    """What a forward pass sees before the input's own; features are read where they always are."""
+
+    tokens: Tensor | None = None
+    """Tokens before the input's, behind a class token: `[batch, prompt, width]` (prompt tuning)."""
+    attention: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Index of a block -> keys and values before its own, each `[batch, length, prefix_width]` (prefix tuning)."""
+
+
+class Prefixer(Protocol):
+    """Chooses the prefixes of each sample."""
+
+    def __call__(self, tokens: Tensor, query: Callable[[], Tensor]) -> Prefixes:
+        """Prefixes for embedded tokens; `query()` are the untouched backbone's features, one more pass when asked."""
+        ...
+
+
 class Head(nn.Module):
     """A linear classifier whose rows do not depend on how many classes there are.
 
@@ -55,6 +73,7 @@ class Classifier(nn.Module, ABC):
     """A frozen backbone and a trainable head; adapters and prompts attach to it.
 
     `body` is the pre-trained network, `head` maps features to the logits of all classes of the stream.
+    A `prompter` adds tokens and has their outputs read, a `prefixer` adds what is only looked at; one at most is set.
     """
 
     body: nn.Module
@@ -66,6 +85,17 @@ class Classifier(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.prompter: Prompter | None = None
+        self.prefixer: Prefixer | None = None
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """How many transformer blocks there are."""
+
+    @property
+    @abstractmethod
+    def prefix_width(self) -> int:
+        """Size of a block's key or value of one token, all heads together."""
 
     @abstractmethod
     def tokens(self, inputs: Tensor) -> Tensor:
@@ -84,17 +114,30 @@ class Classifier(nn.Module, ABC):
         """Features `[batch, width]` when `prompts` `[batch, prompt, width]` are added to the tokens."""
 
     @abstractmethod
+    def prefixed(self, tokens: Tensor, prefixes: Prefixes) -> Tensor:
+        """Features `[batch, width]` behind `prefixes`; with none of them, those of the untouched backbone."""
+
+    @abstractmethod
     def sites(self, projections: Sequence[str]) -> tuple[Site, ...]:
         """The layers that hold the named projections, in the order of the blocks."""
+
+    @abstractmethod
+    def feed_forwards(self) -> tuple[tuple[str, str], ...]:
+        """Each block's feed-forward network, by the names of the norm before it and of itself."""
 
     def features(self, inputs: Tensor) -> Tensor:
         """Feature vectors `[batch, width]`."""
         tokens = self.tokens(inputs)
-        if self.prompter is None:
-            return self.pool(self.encode(tokens))
-        with torch.no_grad():
-            query = self.pool(self.encode(tokens))
-        return self.prompted(tokens, self.prompter(tokens, query))
+        if self.prefixer is not None:
+            return self.prefixed(tokens, self.prefixer(tokens, lambda: self.query(tokens)))
+        if self.prompter is not None:
+            return self.prompted(tokens, self.prompter(tokens, self.query(tokens)))
+        return self.pool(self.encode(tokens))
+
+    @torch.no_grad()
+    def query(self, tokens: Tensor) -> Tensor:
+        """Feature vectors `[batch, width]` of embedded tokens without any prompt or prefix."""
+        return self.pool(self.encode(tokens))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `[batch, classes]`."""

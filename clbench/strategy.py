@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,10 @@ class Plugin(SupervisedPlugin[Any]):
     def kept_samples(self) -> int:
         """How many training samples of past tasks are held."""
         return 0
+
+    def learning_rate_factors(self, model: Classifier) -> Mapping[nn.Parameter, float]:
+        """By what the step size is multiplied, for parameters that take another; asked before each task."""
+        return {}
 
     def notes(self) -> dict[str, Any]:
         """JSON facts about the run that belong in its record."""
@@ -220,11 +224,23 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
 
     def _fresh_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         recipe, rate = self.recipe, self.learning_rate
+        groups = self._by_factor(parameters)
         if recipe.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+            return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
         # Fused: one kernel where the loop takes ten, and no step count is read back.
-        return kind(parameters, lr=rate, weight_decay=recipe.weight_decay, fused=True)
+        return kind(groups, lr=rate, weight_decay=recipe.weight_decay, fused=True)
+
+    def _by_factor(self, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+        """One group for each step size."""
+        factors: dict[nn.Parameter, float] = {}
+        for plugin in self.plugins:
+            if isinstance(plugin, Plugin):
+                factors.update(plugin.learning_rate_factors(self.model))
+        held: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            held.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+        return [{"params": group, "lr": self.learning_rate * factor} for factor, group in held.items()]
 
     def training_epoch(self, **kwargs: Any) -> None:
         """One pass; the loss is looked at once, at its end, so that no step waits for the device."""

@@ -49,5 +49,17 @@ tiny = Suite(
         "finetune": {"learning_rate": 1e-3},
         "replay": {"buffer_samples": 24, "replay_batch": 8},
         "l2p": {"pool": 4, "length": 1, "top": 2},
+        "l2pp": {"pool": 4, "length": 2, "top": 2},
+        # Drawn from (-1, 1), longer prefixes drown the small signals of random weights.
+        "dualprompt": {
+            "general_blocks": (0,),
+            "expert_blocks": (1,),
+            "general_length": 1,
+            "expert_length": 1,
+            "epochs": 10,
+        },
+        "hide-prompt": {"length": 1, "epochs": 10},
+        "coda-prompt": {"components": 4, "length": 2},
+        "ranpac": {"expansion": 128},
     },
 )

@@ -347,3 +347,35 @@ def test_half_precision_stays_half(slots: list[int] | None) -> None:
         half = layer(x)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), layer(x), atol=0.3, rtol=0.03)
+
+
+@pytest.mark.parametrize("between", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("parts", SITES.values(), ids=SITES)
+def test_mixed_pairs_add_up_by_their_coefficients(parts: dict[str, tuple[int, int]], between: tuple[int, ...]) -> None:
+    layer, lora = banked(parts)
+    x, weights = numbers(4, 5, *between, 5), numbers(5, 5, 4, len(parts))
+    lora.mix([weights])
+    mixed = layer(x)
+    lora.choose(None)
+    expected = layer.base(x).detach()
+    pairs = [*zip(layer.bank_down, layer.bank_up, strict=True), (layer.down, layer.up)]
+    for place, (down, up) in enumerate(pairs):
+        each = zip(down.split(3), up.split(layer.sizes), layer.bounds, strict=True)
+        for part, (own_down, own_up, (first, last)) in enumerate(each):
+            weight = weights[:, place, part].reshape(5, *[1] * (x.ndim - 1))
+            expected[..., first:last] += 2.0 * weight * (x @ own_down.T @ own_up.T)
+    torch.testing.assert_close(mixed, expected)
+    lora.mix([weights[:1]])
+    torch.testing.assert_close(layer(x)[:1], mixed[:1])
+    with lora.off():
+        torch.testing.assert_close(layer(x), layer.base(x))
+
+
+def test_gradients_reach_coefficients_and_the_live_pair_only() -> None:
+    layer, lora = banked(SITES["k and v of a fused layer"])
+    weights = torch.ones(1, 4, 1, requires_grad=True)
+    lora.mix([weights])
+    layer(numbers(6, 5, 2, 5)).square().sum().backward()
+    for reached in (weights, layer.down, layer.up):
+        assert reached.grad is not None
+        assert reached.grad.abs().min() > 0

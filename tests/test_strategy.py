@@ -109,6 +109,28 @@ def test_a_method_that_leaves_nothing_to_train_is_told_so() -> None:
         learn(strategy)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_plugin_may_slow_some_parameters_down(name: str) -> None:
+    class Slow(Plugin):
+        def learning_rate_factors(self, model: Any) -> dict[Any, float]:
+            return dict.fromkeys(model.body.parameters(), 0.1)
+
+    moved = []
+    for extra in ([], [Slow()]):
+        strategy = learner(
+            recipe=RECIPE.model_copy(update={"optimizer": name, "epochs": 1, "batch_size": 64}), extra=extra
+        )
+        before = [p.detach().clone() for p in strategy.model.trainable()]
+        learn(strategy)
+        moved.append([p.detach() - old for p, old in zip(strategy.model.trainable(), before, strict=True)])
+        assert [group["lr"] for group in strategy.optimizer.param_groups] == [
+            1e-2 * f for f in ([0.1, 1] if extra else [1])
+        ]
+    head = {id(p) for p in strategy.model.head.parameters()}
+    for p, plain, slow in zip(strategy.model.trainable(), *moved, strict=True):
+        torch.testing.assert_close(slow, plain if id(p) in head else 0.1 * plain, atol=1e-6, rtol=1e-3)
+
+
 # loader
 
 
@@ -320,7 +342,7 @@ def test_the_guard_sees_a_read_value() -> None:
         torch.ones(()).item()
 
 
-@pytest.mark.parametrize("method", ["seqlora", "replay", "ewc", "olora", "l2p", "treelora"])
+@pytest.mark.parametrize("method", ["seqlora", "replay", "ewc", "olora", "l2p", "treelora", "ease", "slca"])
 def test_no_step_waits_for_the_device(method: str) -> None:
     fields = {"l2p": {"pool": 4, "length": 1, "top": 2}, "ewc": {"fisher_samples": 8}}.get(method, {})
     strategy = learner(method, **fields)

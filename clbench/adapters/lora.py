@@ -23,7 +23,8 @@ class LoRALinear(nn.Module):
     costs no time in a step; the frozen layer itself is never written to.
 
     Beside them there is a bank of kept pairs, `bank_down` `[slots, parts * rank, in]` and `bank_up`
-    `[slots, rows, rank]`, of which a forward pass can use one for each sample instead of the live pair.
+    `[slots, rows, rank]`, of which a forward pass can use one for each sample instead of the live pair, or
+    all of them together with the live pair, each times a coefficient.
     """
 
     past_down: Tensor
@@ -37,8 +38,9 @@ class LoRALinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.name = f"block {site.block} {'+'.join(site.parts)}"
         self.rank, self.scale = rank, alpha / rank
-        self.use: Literal["live", "kept", "none"] = "live"
+        self.use: Literal["live", "kept", "mixed", "none"] = "live"
         self.slots: Tensor | None = None
+        self.coefficients: Tensor | None = None
         self.bounds = tuple(site.parts.values())
         self.sizes = [last - first for first, last in self.bounds]
         fan_in, device = base.in_features, base.weight.device
@@ -88,6 +90,9 @@ class LoRALinear(nn.Module):
         if self.use == "kept":
             assert self.slots is not None
             return torch.add(out, self._kept(x, self.slots), alpha=self.scale)
+        if self.use == "mixed":
+            assert self.coefficients is not None
+            return torch.add(out, self._mixed(x, self.coefficients), alpha=self.scale)
         low = F.linear(x, self.down).split(self.rank, dim=-1)
         pieces = [F.linear(part, up) for part, up in zip(low, self.up.split(self.sizes), strict=True)]
         return torch.add(out, self._placed(pieces), alpha=self.scale)
@@ -98,6 +103,18 @@ class LoRALinear(nn.Module):
         low = torch.bmm(rows, self.bank_down[slots].mT.to(x.dtype)).split(self.rank, dim=-1)
         ups = self.bank_up[slots].to(x.dtype).split(self.sizes, dim=1)
         pieces = [torch.bmm(part, up.mT).view(*x.shape[:-1], -1) for part, up in zip(low, ups, strict=True)]
+        return self._placed(pieces)
+
+    def _mixed(self, x: Tensor, coefficients: Tensor) -> Tensor:
+        """The sum of all kept pairs' updates and, last, the live one's: one product a factor, however many pairs."""
+        downs, ups = torch.cat([self.bank_down, self.down[None]]), torch.cat([self.bank_up, self.up[None]])
+        low = F.linear(x, downs.flatten(0, 1)).unflatten(-1, (len(downs), len(self.bounds), self.rank))
+        across = [1] * (x.ndim - 2)  # what stands between batch and width
+        low = low * coefficients.reshape(len(coefficients), *across, *coefficients.shape[1:], 1)
+        pieces = [
+            F.linear(low[..., part, :].flatten(-2), up.transpose(0, 1).flatten(1))
+            for part, up in enumerate(ups.split(self.sizes, dim=1))
+        ]
         return self._placed(pieces)
 
     def _placed(self, pieces: Sequence[Tensor]) -> Tensor:
@@ -139,6 +156,11 @@ class LoRA:
         for layer in self.layers:
             layer.retire(generator)
 
+    def restart(self, generator: torch.Generator) -> None:
+        """Start fresh live pairs in all layers; what they were is lost."""
+        for layer in self.layers:
+            layer.restart(generator)
+
     @torch.no_grad()
     def keep(self) -> None:
         """Put a copy of the live pairs at the end of the bank."""
@@ -175,6 +197,14 @@ class LoRA:
         """From now on use the kept pair in `slots` `[batch]` for each sample; None: the live pair for all."""
         for layer in self.layers:
             layer.use, layer.slots = ("live" if slots is None else "kept"), slots
+
+    def mix(self, coefficients: Iterable[Tensor]) -> None:
+        """From now on add up all kept pairs and, last, the live one, each times its coefficient.
+
+        `coefficients`: of each layer, `[batch or 1, slots + 1, parts or 1]`; gradients reach them.
+        """
+        for layer, own in zip(self.layers, coefficients, strict=True):
+            layer.use, layer.coefficients = "mixed", own
 
 
 def attach(

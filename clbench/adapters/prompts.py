@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,3 +33,48 @@ class PromptPool(nn.Module):
         nearest, self.chosen = similarity.topk(self.top, dim=1)
         self.pull = nearest.sum(dim=1).mean()
         return self.prompts[self.chosen].flatten(1, 2).to(tokens.dtype)
+
+
+class TaskPrompts(nn.Module):
+    """A trainable prompt of any shape, and a bank of kept ones of which a pass can use one for each sample.
+
+    live: `shape`, uniform in (-1, 1); bank: `[slots, *shape]`.
+    """
+
+    bank: Tensor
+
+    def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__()
+        self.live = nn.Parameter(torch.empty(*shape))
+        self.register_buffer("bank", torch.zeros(0, *shape))
+        self.slots: Tensor | None = None
+        self.towards: tuple[Tensor, float] | None = None
+        """A prompt `shape` and the share by which the live one is mixed with it in each pass."""
+        self.restart(generator)
+
+    @torch.no_grad()
+    def restart(self, generator: torch.Generator) -> None:
+        """Draw a fresh live prompt."""
+        self.live.copy_(torch.rand(self.live.shape, generator=generator) * 2 - 1)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Put a copy of the live prompt at the end of the bank."""
+        self.bank = torch.cat([self.bank, self.live[None]])
+
+    @torch.no_grad()
+    def draw_to_kept(self, share: float, slots: Sequence[int]) -> None:
+        """Move the live prompt by `share` towards the mean of the kept ones in `slots`; no pass mixes it further."""
+        self.live.lerp_(self.bank[list(slots)].mean(0), share)
+        self.towards = None
+
+    def choose(self, slots: Tensor | None) -> None:
+        """From now on use the kept prompt in `slots` `[batch]` for each sample; None: the live one for all."""
+        self.slots = slots
+
+    def forward(self, batch: int) -> Tensor:
+        """The prompts of a batch, `[batch, *shape]`."""
+        if self.slots is not None:
+            return self.bank[self.slots]
+        live = self.live if self.towards is None else torch.lerp(self.live, *self.towards)
+        return live.expand(batch, *live.shape)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clbench.errors import BadValue, NotAvailable
-from clbench.model import Classifier, Head, Site
+from clbench.model import Classifier, Head, Prefixes, Site
 
 
 def glyph_vit() -> VisionTransformer:
@@ -46,6 +48,16 @@ class VisionClassifier(Classifier):
         self.classes = classes
         self.head: nn.Module = Head(self.width, classes, seed)
 
+    @property
+    def depth(self) -> int:
+        """How many blocks there are."""
+        return len(self.body.blocks)
+
+    @property
+    def prefix_width(self) -> int:
+        """Size of a key or value, all heads together."""
+        return int(_with_attention(self.body.blocks[0])[1].attn_dim)
+
     def tokens(self, inputs: Tensor) -> Tensor:
         """Patches, class token and positions `[batch, 1 + patches, width]` of uint8 images."""
         embedded = self.body._pos_embed(self.body.patch_embed(to_unit(inputs)))
@@ -68,6 +80,20 @@ class VisionClassifier(Classifier):
         joined = torch.cat([tokens[:, :1], prompts + positions[:, :1], tokens[:, 1:]], dim=1)
         return self.encode(joined)[:, 1 : 1 + prompts.shape[1]].mean(dim=1)
 
+    def prefixed(self, tokens: Tensor, prefixes: Prefixes) -> Tensor:
+        """Features when tokens stand behind the class token, without a position, and attention has prefixes."""
+        x, first, count = tokens, int(self.body.num_prefix_tokens), 0
+        if prefixes.tokens is not None:
+            count = prefixes.tokens.shape[1]
+            x = torch.cat([x[:, :first], prefixes.tokens.to(x.dtype), x[:, first:]], dim=1)
+        for index, block in enumerate(self.body.blocks):
+            pair = prefixes.attention.get(index)
+            x = block(x) if pair is None else _through(block, x, *pair)
+        x = self.body.norm(x)
+        if count:
+            x = torch.cat([x[:, :first], x[:, first + count :]], dim=1)
+        return self.pool(x)
+
     def sites(self, projections: Sequence[str]) -> tuple[Site, ...]:
         """The fused qkv layer of each block."""
         rows = {name: (i * self.width, (i + 1) * self.width) for i, name in enumerate("qkv")}
@@ -76,6 +102,47 @@ class VisionClassifier(Classifier):
             raise BadValue(f"no projection called '{(wrong or [''])[0]}' in a vision transformer; choose of q, k, v.")
         parts = {name: rows[name] for name in sorted(projections, key="qkv".index)}
         return tuple(Site(f"body.blocks.{i}.attn.qkv", i, parts) for i in range(len(self.body.blocks)))
+
+    def feed_forwards(self) -> tuple[tuple[str, str], ...]:
+        """The second norm and the MLP of each block."""
+        return tuple((f"body.blocks.{i}.norm2", f"body.blocks.{i}.mlp") for i in range(len(self.body.blocks)))
+
+
+def _with_attention(block: nn.Module) -> tuple[Block, Attention]:
+    """A block that is built as `_through` takes it, and its attention. Raises BadValue for another kind."""
+    attention = getattr(block, "attn", None)
+    if not isinstance(block, Block) or not isinstance(attention, Attention):
+        raise BadValue(
+            f"prefixes need blocks of timm's kinds Block and Attention; got {type(block).__name__} with "
+            f"{type(attention).__name__}. Take another backbone, or a method without prefixes."
+        )
+    return block, attention
+
+
+def _through(some: nn.Module, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A block whose attention sees `key` and `value` `[batch, length, width]` before the tokens' own."""
+    block, attention = _with_attention(some)
+    x = x + block.drop_path1(block.ls1(_attend(attention, block.norm1(x), key, value)))
+    out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return out
+
+
+def _attend(layer: Attention, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The attention's own forward pass with prefixes; they come behind any norm of keys. As many tokens as in `x`."""
+    batch, count, _ = x.shape
+    heads = (layer.num_heads, layer.head_dim)
+    q, k, v = layer.qkv(x).reshape(batch, count, 3, *heads).permute(2, 0, 3, 1, 4)
+    q, k = layer.q_norm(q), layer.k_norm(k)
+    # Cast by hand: under autocast a joint tensor would take the wider type of its two parts.
+    keys = torch.cat([key.to(k.dtype).unflatten(-1, heads).transpose(1, 2), k], dim=2)
+    values = torch.cat([value.to(v.dtype).unflatten(-1, heads).transpose(1, 2), v], dim=2)
+    drop = layer.attn_drop.p if layer.training else 0.0
+    out = F.scaled_dot_product_attention(q, keys, values, dropout_p=drop)
+    out = layer.norm(out.transpose(1, 2).reshape(batch, count, layer.attn_dim))
+    if layer.gate is not None:
+        out = out * layer.gate(x).sigmoid()
+    projected: Tensor = layer.proj_drop(layer.proj(out))
+    return projected
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+from torch import Tensor
 
 from clbench import backbones, glyphs
 from clbench.backbones import vision
 from clbench.backbones.pretrain import GlyphRecipe, GlyphSampler, pretrain, pretrain_glyphs
 from clbench.errors import BadValue, NotAvailable, UnknownName
+from clbench.model import Prefixes
 
 
 def test_the_shipped_weights_are_the_ones_on_the_card() -> None:
@@ -125,3 +128,88 @@ def test_pretraining_returns_the_facts_of_the_card(monkeypatch: pytest.MonkeyPat
     assert facts["characters"] == "A→"
     assert facts["steps"] == 6
     assert 0 <= facts["accuracy"] <= 1
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(count: int) -> Tensor:
+    return torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def other(**settings: object) -> vision.VisionClassifier:
+    torch.manual_seed(0)
+    body = VisionTransformer(
+        img_size=8, patch_size=4, in_chans=1, num_classes=0, embed_dim=16, depth=2, num_heads=2, **settings
+    )
+    return vision.VisionClassifier(body, 2, 0).eval()
+
+
+@pytest.mark.parametrize("settings", [{}, {"qk_norm": True, "init_values": 0.3}, {"global_pool": "avg"}])
+def test_prefixes_of_no_length_change_nothing(settings: dict[str, object]) -> None:
+    model = other(**settings)
+    tokens, none = model.tokens(pictures(3)), torch.zeros(3, 0, 16)
+    plain = model.pool(model.encode(tokens))
+    assert torch.equal(model.prefixed(tokens, Prefixes()), plain)
+    empty = Prefixes(tokens=none, attention={0: (none, none), 1: (none, none)})
+    torch.testing.assert_close(model.prefixed(tokens, empty), plain, atol=1e-6, rtol=1e-6)
+
+
+def test_attention_sees_the_prefixes_before_the_tokens() -> None:
+    model = backbones.build("tiny-vit", 2, 0).eval().double()
+    tokens, (key, value) = drawn(1, 3, 5, 16).double(), drawn(0, 2, 3, 5, 16).double()
+    layer = model.body.blocks[1].attn
+    seen: list[tuple[Tensor, Tensor]] = []
+    layer.norm.register_forward_hook(lambda module, given, out: seen.append(out))
+    layer.qkv.register_forward_hook(lambda module, given, out: seen.append(out))
+    model.prefixed(tokens, Prefixes(attention={1: (key, value)}))
+    qkv, found = seen
+    for sample in range(3):
+        for head in range(2):
+            columns = slice(8 * head, 8 * head + 8)
+            q, k, v = (qkv[sample, :, 16 * part : 16 * part + 16][:, columns] for part in range(3))
+            keys, values = torch.cat([key[sample, :, columns], k]), torch.cat([value[sample, :, columns], v])
+            expected = (q @ keys.T / 8**0.5).softmax(1) @ values
+            torch.testing.assert_close(found[sample, :, columns], expected)
+    assert found.shape == (3, 5, 16)  # as many tokens as without
+
+
+def test_each_sample_has_its_own_prefix_alone_as_among_others() -> None:
+    model = backbones.build("tiny-vit", 2, 0).eval()
+    tokens, (key, value), prompt = model.tokens(pictures(4)), drawn(0, 2, 4, 3, 16), drawn(1, 4, 2, 16)
+    together = model.prefixed(tokens, Prefixes(prompt, {0: (key, value), 1: (value, key)}))
+    for i in range(4):
+        one = slice(i, i + 1)
+        alone = Prefixes(prompt[one], {0: (key[one], value[one]), 1: (value[one], key[one])})
+        torch.testing.assert_close(model.prefixed(tokens[one], alone), together[one], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(together, model.prefixed(tokens, Prefixes(prompt.flip(0), {0: (key, value)})), atol=1e-3)
+
+
+def test_tokens_stand_behind_the_class_token_and_are_not_read() -> None:
+    for model in (backbones.build("tiny-vit", 2, 0).eval(), other(global_pool="avg")):
+        tokens, prompt = model.tokens(pictures(3)), drawn(1, 3, 2, 16)
+        outputs = model.encode(torch.cat([tokens[:, :1], prompt, tokens[:, 1:]], dim=1))
+        expected = model.pool(outputs[:, [0, 3, 4, 5, 6]])
+        torch.testing.assert_close(model.prefixed(tokens, Prefixes(prompt)), expected)
+
+
+def test_prefixes_in_half_precision() -> None:
+    model = backbones.build("tiny-vit", 2, 0).eval()
+    tokens, (key, value) = model.tokens(pictures(2)), drawn(0, 2, 2, 3, 16).requires_grad_()
+    prefixes = Prefixes(drawn(1, 2, 2, 16), {0: (key, value), 1: (value, key)})
+    expected = model.prefixed(tokens, prefixes)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.prefixed(tokens, prefixes)
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.05)
+    gradient = torch.autograd.grad(found.sum(), key)[0]
+    assert gradient.dtype == torch.float32
+    assert gradient.any()
+
+
+def test_blocks_of_another_kind_take_no_prefixes() -> None:
+    model = other(block_fn=ParallelScalingBlock)
+    pair = (torch.zeros(1, 1, 16), torch.zeros(1, 1, 16))
+    with pytest.raises(BadValue, match="got ParallelScalingBlock"):
+        model.prefixed(model.tokens(pictures(1)), Prefixes(attention={0: pair}))
+    assert (other().depth, other().prefix_width) == (2, 16)
