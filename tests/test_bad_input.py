@@ -159,7 +159,7 @@ def test_several_methods_in_a_file_need_a_class(tmp_path: Path) -> None:
 
 def test_two_files_with_one_name(tmp_path: Path) -> None:
     one = written(tmp_path, PLAIN.format(name="Mine", lower="mine"), "one.py")
-    two = written(tmp_path, PLAIN.format(name="Mine", lower="mine") + "\n", "two.py")
+    two = written(tmp_path, PLAIN.format(name="Mine", lower="mine") + "two = 2\n", "two.py")
     refused(ask("run", "tiny", "--method", one, "--method", two, "--store", tmp_path / "store"), "'mine'")
 
 
@@ -170,7 +170,7 @@ def test_an_edited_method_file_is_run_anew_and_others_are_kept(tmp_path: Path) -
     assert "2 missing" in ask(*words).stderr
     assert "nothing is missing" in ask(*words).stderr
     others = {record.key for record in Store(store).load("tiny").records}
-    written(tmp_path, text + "# edited\n")
+    written(tmp_path, text + "edited = True\n")
     edited = ask(*words)
     assert "2 cells of tiny on cpu; 1 missing" in edited.stderr
     assert "mine seed 0" in edited.stderr

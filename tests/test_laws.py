@@ -18,7 +18,7 @@ from clbench.methods import CONTENTS
 from clbench.strategy import Plugin, Strategy
 
 NAMES = [law.name for law in LAWS]
-NOT_APPLICABLE = {("finetune", "frozen"), ("slca", "frozen"), ("joint", "first task")}
+NOT_APPLICABLE = {("finetune", "frozen"), ("slca", "frozen"), ("joint", "first task"), ("pertask", "task labels")}
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from clbench.store import Store
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SEEDS = {0, 1, 2}
+ABLATIONS = ["treelora-ablation", "treelora-depth", "treelora-epochs", "treelora-sensitivity"]
 CHANCE = 0.5
 """Guessing between the two classes of a task."""
 
@@ -38,12 +41,15 @@ def mean(records: list[Record], metric: str) -> float:
     return sum(values) / len(values)
 
 
-def test_every_contender_has_three_finished_seeds(rows: dict[tuple[str, str], list[Record]]) -> None:
-    assert {(c.method, c.label) for c in catalog.suite("quick").contenders} == set(rows)
+@pytest.mark.parametrize("suite", ["quick", "glyphs", *ABLATIONS])
+def test_every_contender_has_three_finished_seeds_of_today(suite: str) -> None:
+    rows, found = published(suite), catalog.suite(suite)
+    assert {(row.method.name, row.variant) for row in catalog.rows(found, [], {})} == set(rows)
     for records in rows.values():
         assert {record.seed for record in records} == SEEDS
         assert {record.status for record in records} == {"done"}
-        assert not any(record.contended for record in records)
+        assert {record.fingerprint for record in records} == {catalog.current_fingerprint(records[0].method)}
+        assert suite != "quick" or not any(record.contended for record in records)
 
 
 def test_all_rows_share_one_protocol_and_pass_the_audit(rows: dict[tuple[str, str], list[Record]]) -> None:
@@ -83,3 +89,24 @@ def test_the_glyphs_suite_tells_methods_apart() -> None:
     rows = published("glyphs")
     assert 0.60 <= mean(rows["ncm", ""], "average_accuracy") <= 0.85
     assert mean(rows["joint", ""], "average_accuracy") >= 0.90
+
+
+def spread(records: list[Record]) -> float:
+    return statistics.stdev(float(metrics.average_accuracy(record.scores)) for record in records)
+
+
+def test_treelora_keeps_on_glyphs_what_plain_lora_forgets() -> None:
+    rows = published("glyphs")
+    accuracy = {row: mean(records, "average_accuracy") for row, records in rows.items()}
+    mine, host = ("treelora", ""), ("hidelora", "")
+    assert all(accuracy[mine] > accuracy[other, ""] for other in ("seqlora", "ewc", "olora", "l2p"))
+    assert accuracy[mine] >= accuracy[host] - math.hypot(spread(rows[mine]), spread(rows[host]))
+    assert mean(rows[mine], "forgetting") < mean(rows["seqlora", ""], "forgetting") / 3
+
+
+def test_only_a_row_without_a_penalty_is_marked_as_inactive() -> None:
+    for suite in ABLATIONS:
+        for (_, variant), records in published(suite).items():
+            marked = any("penalty inactive" in mark for record in records for mark in record.marks)
+            assert marked == (variant == "penalty=none"), (suite, variant)
+            assert all(record.router_accuracy[-1] is not None for record in records)
