@@ -308,9 +308,9 @@ def test_a_plugin_that_refuses_its_state_starts_afresh(
 
 
 def test_every_listed_plugin_that_has_a_state_takes_it_back() -> None:
-    """A plugin that only overrides one of the two would lose its memory silently."""
+    """A plugin that gives a state and takes none back would lose its memory silently."""
     for name in catalog.methods():
         running = runner.Run(a_cell(name), SUITE.stream(), CPU, runner.Silent())
         for plugin in running.ours:
             kind = type(plugin)
-            assert (kind.state is Plugin.state) == (kind.load_state is Plugin.load_state), kind
+            assert kind.state is Plugin.state or kind.load_state is not Plugin.load_state, kind

@@ -13,7 +13,7 @@ from torch import Tensor
 from clbench.catalog import suite
 from clbench.errors import BadValue, LeakError
 from clbench.stream import ImageSet, Sealed, Stream, Task, Union
-from clbench.suites import digits, glyphs
+from clbench.suites import _letters, digits
 
 CPU = torch.device("cpu")
 
@@ -196,7 +196,7 @@ def test_glyphs_is_big_enough_and_the_same_twice() -> None:
 
 
 def test_glyphs_tests_on_faces_that_no_training_image_uses() -> None:
-    assert not set(glyphs.TEST_FACES) & set(glyphs.TRAIN_FACES)
+    assert not set(_letters.TEST_FACES) & set(_letters.TRAIN_FACES)
     seen = {part: rows(torch.cat([images_of(task, part) for task in made("glyphs")])) for part in PARTS}
     for one, other in itertools.combinations(PARTS, 2):
         assert not seen[one] & seen[other]
