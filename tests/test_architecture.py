@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 # Within a floor, a bar is a step: what stands right of it may also import what stands left of it.
 FLOORS = (
-    "errors seeding terms | record metrics scoring stream model recipe files glyphs contents fingerprint",
+    "errors seeding terms | text record metrics scoring stream model recipe files glyphs contents fingerprint",
     "protocol backbones adapters meter checkpoint origin | method",
     "suite strategy store stats row remarks | table tiny",
     "report methods suites",
