@@ -14,8 +14,8 @@ import torch
 from _learner import CLASSES, CPU, RECIPE, learner, random_task
 from _paired import arguments, compare, show
 
+from clbench.loader import Loader
 from clbench.seeding import derive
-from clbench.strategy import Loader
 from clbench.stream import Examples
 
 METHOD = "seqlora"

@@ -26,7 +26,7 @@ from clbench.suites import CONTENTS as _LISTED
 if TYPE_CHECKING:
     from clbench.method import Method
     from clbench.plan import Row
-    from clbench.suite import Suite
+    from clbench.suite import Contender, Suite
 
 __all__ = [
     "BACKBONES",
@@ -45,6 +45,7 @@ __all__ = [
 _SUITES: dict[str, Entry] = {
     **_LISTED,
     "tiny": Entry("clbench.tiny:tiny", "random patterns on a random ViT, for trying things out in seconds"),
+    "tiny-text": Entry("clbench.tiny:tiny_text", "symbols among letters for a random language model, in seconds"),
 }
 ENTRY_POINTS = "clbench.methods"
 """Installed packages may register a method: name = "package.module:Class"."""
@@ -66,11 +67,14 @@ def suites() -> dict[str, Entry]:
 
 
 def suite(name: str, recipe: Mapping[str, str] | None = None) -> Suite:
-    """The suite called `name`, with fields of its recipe replaced by what the words in `recipe` say."""
+    """The suite called `name`, with fields of its recipe replaced by what the words in `recipe` say, for all methods."""
     if name not in _SUITES:
         raise UnknownName("suite", name, _SUITES)
     found: Suite = _SUITES[name].load()
-    return replace(found, recipe=_changed(found.recipe, recipe or {}, "recipe")) if recipe else found
+    if not recipe:
+        return found
+    others = {method: {k: v for k, v in own.items() if k not in recipe} for method, own in found.recipes.items()}
+    return replace(found, recipe=_changed(found.recipe, recipe, "recipe"), recipes=others)
 
 
 @dataclass(frozen=True)
@@ -204,16 +208,15 @@ def rows(suite: Suite, specs: Sequence[str], settings: Mapping[str, Mapping[str,
     kinds = [method_type(contender.method) for contender in contenders]
     _refuse_namesakes(kinds)
     spoken = _owned(settings, [kind.cls.name for kind in kinds])
-    changed_recipe = _changed_recipe(suite)
     made: list[Row] = []
     for contender, kind in zip(contenders, kinds, strict=True):
         name = kind.cls.name
         tuned = dict(suite.settings.get(name, {}))
         base = _built(kind.cls, tuned, name)
         fields = _spoken(kind.cls, spoken.get(name, {}), name, {**tuned, **contender.settings})
-        method = _built(kind.cls, fields, name)
-        variant = ", ".join(filter(None, (_variant(suite, name, method, base), changed_recipe)))
-        made.append(Row(method, variant, kind.fingerprint))
+        method, recipe = _built(kind.cls, fields, name), suite.recipe_of(contender)
+        words = (_variant(suite, contender, method, base), _changed_recipe(suite))
+        made.append(Row(method, ", ".join(filter(None, words)), kind.fingerprint, recipe))
     return list({(row.method.name, row.variant): row for row in made}.values())
 
 
@@ -250,12 +253,13 @@ def _changed_recipe(suite: Suite) -> str:
     return ", ".join(f"recipe.{field}={_word(value)}" for field, value in mine.items() if value != plain[field])
 
 
-def _variant(suite: Suite, name: str, method: Method, base: Method) -> str:
+def _variant(suite: Suite, row: Contender, method: Method, base: Method) -> str:
     """What tells the row from the suite's plain one: a contender's label, or the changed fields in words."""
     mine, plain = method.model_dump(mode="json"), base.model_dump(mode="json")
     changed = {field: value for field, value in mine.items() if value != plain[field]}
     for contender in suite.contenders:
-        if contender.method == name and contender.label and dict(contender.settings) == changed:
+        same = (contender.method, contender.recipe) == (method.name, row.recipe)
+        if same and contender.label and dict(contender.settings) == changed:
             return contender.label
     return ", ".join(f"{field}={_word(value)}" for field, value in changed.items())
 

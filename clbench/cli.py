@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from clbench import __version__
+from clbench import __version__, cli_data, cli_tables
+from clbench.cli_report import report
 from clbench.errors import ClbenchError
-
-if TYPE_CHECKING:
-    from clbench.store import Store
+from clbench.options import Device, Format, Published, StorePath, SuiteName, existing, root
 
 WRONGLY_ASKED = 2
 INTERRUPTED = 130
@@ -52,25 +50,7 @@ app = typer.Typer(
 )
 new = typer.Typer(cls=Door, help="Write a skeleton to start from.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(new, name="new")
-
-SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="See 'clbench list suites'.")]
-StorePath = Annotated[
-    Path | None,
-    typer.Option("--store", metavar="DIR", help="Folder of the records; $CLBENCH_STORE or 'results' when not given."),
-]
-Published = Annotated[bool, typer.Option("--published", help="Read the published records instead of the runs.")]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to learn.")]
-Format = Annotated[str, typer.Option("--format", metavar="text|json", help="How to print it.")]
-
-
-def _root(store: Path | None) -> Path:
-    return store or Path(os.environ.get("CLBENCH_STORE") or "results")
-
-
-def _existing(store: Path | None) -> Store:
-    from clbench.store import Store
-
-    return Store.existing(_root(store))
+app.add_typer(cli_data.app, name="data")
 
 
 def _version(asked: bool) -> None:
@@ -121,42 +101,13 @@ def run(
         order_seed=order_seed,
         device=device,
     )
-    code = compare.run(request, _root(store), threads=threads, dry_run=dry_run, publish=publish)
+    code = compare.run(request, root(store), threads=threads, dry_run=dry_run, publish=publish)
     raise typer.Exit(code)
 
 
-@app.command()
-def table(
-    suite: SuiteName,
-    format: Annotated[
-        str, typer.Option("--format", metavar="text|csv|markdown|latex|json", help="How to print it.")
-    ] = "text",
-    store: StorePath = None,
-    published: Published = False,
-) -> None:
-    """Print the comparison of a suite's methods from a store."""
-    from clbench import views
-    from clbench.errors import UnknownName
-    from clbench.report.render import FORMATS
-
-    if format not in FORMATS:
-        raise UnknownName("format", format, FORMATS)
-    loaded, records = views.records_of(_existing(store), suite, published)
-    views.print_tables(views.tables(loaded, records), format)
-
-
-@app.command()
-def leaderboard(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.csv", help="Where to write it.")],
-    suite: Annotated[list[str] | None, typer.Argument(metavar="[SUITE]...", help="All when not given.")] = None,
-    store: StorePath = None,
-    published: Published = False,
-) -> None:
-    """Write the tables of suites as one CSV file with all columns."""
-    from clbench import views
-
-    rows = views.leaderboard(_existing(store), suite or (), published, out)
-    typer.echo(f"{rows} row{'s' if rows != 1 else ''} in '{out}'", err=True)
+for comparing in cli_tables.COMMANDS:
+    app.command()(comparing)
+app.command()(report)
 
 
 @app.command()
@@ -176,7 +127,7 @@ def tree(
 
     if format not in views.LIST_FORMATS:
         raise UnknownName("format of a tree", format, views.LIST_FORMATS)
-    record = views.one_run(_existing(store), run, published, note=tree_notes.NOTE)
+    record = views.one_run(existing(store), run, published, note=tree_notes.NOTE)
     shown = views.tree(record, format)
     if out is not None:
         from clbench.report import charts, tree_text, trees
@@ -195,7 +146,7 @@ def list_(
     """List what there is."""
     from clbench import views
 
-    typer.echo(views.listing(kind, format, _existing(store) if kind == "runs" else None))
+    typer.echo(views.listing(kind, format, existing(store) if kind == "runs" else None))
 
 
 @app.command()
@@ -236,7 +187,7 @@ def tune(
     """Search for good settings on validation data alone, and print the --set words to use."""
     from clbench import compare
 
-    compare.tune(suite, method, trials, seed, device, _root(store))
+    compare.tune(suite, method, trials, seed, device, root(store))
 
 
 @app.command()
@@ -271,7 +222,7 @@ def doctor(store: StorePath = None) -> None:
     """Look at what clbench needs here: versions, device, store, fonts, weights, hubs."""
     from clbench import doctor
 
-    raise typer.Exit(doctor.report(_root(store)))
+    raise typer.Exit(doctor.report(root(store)))
 
 
 def main() -> None:

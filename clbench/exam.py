@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clbench.marking import ClassMarker, Marker, TextMarker
 from clbench.record import Audit
-from clbench.scoring.accuracy import accuracy
 from clbench.seeding import generator
 from clbench.strategy import Answers, Strategy
 from clbench.stream import Examples, Stream, Task, Union, Vault
@@ -20,53 +22,68 @@ AUDIT_SAMPLES = 32
 TIE = 1e-4
 """Two logits closer than this may swap by rounding; such a flip is no leak."""
 
-Outcomes = dict[str, NDArray[np.int32]]
+Outcomes = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Round:
     """What one scoring pass over the tasks seen gave; examples in the tasks' order."""
 
-    predictions: Tensor
-    """int32 `[examples]`."""
-    scores: list[float]
-    """One a task."""
-    inferred: Tensor | None
-    """The task inferred for each example, int32 `[examples]`; None where none was."""
+    scores: dict[str, list[float]]
+    """The suite's score, called `marking.SCORE`, and any others of the same answers: name -> one a task."""
+    facts: dict[str, Tensor]
+    """Facts of each example, `[examples]`: 'round', the class answered, or scores; 'inferred', the task.
+    -1 or NaN where not asked. 'said': the answers' text as the bytes of a JSON list of those asked."""
+    asked: int
+    """How many examples were asked."""
     router_accuracy: float | None
-    """The share of all the examples whose task was inferred rightly; None where none was."""
+    """The share of the examples asked whose task was inferred rightly; None where none was."""
 
 
 class Exam:
-    """The test examples of a stream, which only come out while an answer is asked for."""
+    """The test examples of a stream, which only come out while an answer is asked for.
 
-    def __init__(self, stream: Stream, vault: Vault, strategy: Strategy) -> None:
-        self.stream, self.vault, self.strategy = stream, vault, strategy
+    `plain` is the stream as the suite made it, `stream` the same as the model reads it, behind `vault`.
+    """
 
-    def score(self, index: int) -> Round:
-        """One pass over the tasks up to `index`.
+    def __init__(self, plain: Stream, stream: Stream, vault: Vault, strategy: Strategy, score: str) -> None:
+        self.plain, self.stream, self.vault, self.strategy = plain, stream, vault, strategy
+        self.marker: Marker = TextMarker(plain, score) if plain.is_text else ClassMarker()
 
-        The examples come shuffled over the tasks, so that no batch tells the task.
+    def score(self, index: int, samples: int | None = None) -> Round:
+        """One pass over the tasks up to `index`; with `samples` over so many examples of each, always the same.
+
+        The examples come in an order that tells no batch the task, or, where answers are long, in one that
+        wastes the least: what an answer depends on besides its question is audited at the end.
         """
         tasks = self.stream.tasks[: index + 1]
         with self.vault.open():
             union, task_of = Union([task.test for task in tasks]), _task_of(tasks)
-            labels = union.targets.numpy()
-            order = torch.randperm(len(union), generator=generator(0, "scoring", index))
+            order = self._order(task_of, samples, index)
             answers = self._ask(_Picked(union, order), task_of[order])
-        back = order.argsort()
-        predictions = answers.predictions[back]
-        mine = [(task_of == j).numpy() for j in range(len(tasks))]
-        scores = [accuracy(predictions.numpy()[m], labels[m]) for m in mine]
-        if answers.tasks is None:
-            return Round(predictions.to(torch.int32), scores, None, None)
-        inferred = answers.tasks[back]
-        return Round(
-            predictions.to(torch.int32),
-            scores,
-            inferred.to(torch.int32),
-            float((inferred == task_of).double().mean()),
-        )
+            marks = self.marker.mark(answers, order, union.targets[order])
+        mine = [task_of[order] == j for j in range(len(tasks))]
+        scores = {name: [float(values[m].mean()) for m in mine] for name, values in marks.scores.items()}
+        facts = {name: _spread(values, order, len(union)) for name, values in marks.facts.items()}
+        if answers.words is not None:
+            facts["said"] = _text([answers.words[i] for i in order.argsort().tolist()])
+        router = None
+        if answers.tasks is not None:
+            facts["inferred"] = _spread(answers.tasks.to(torch.int32), order, len(union))
+            router = float((answers.tasks == task_of[order]).double().mean())
+        return Round(scores, facts, len(order), router)
+
+    def _order(self, task_of: Tensor, samples: int | None, index: int) -> Tensor:
+        """Places of the examples to ask, in the order of asking."""
+        order = torch.randperm(len(task_of), generator=generator(0, "scoring", index))
+        if samples is not None:
+            order = torch.cat([self._sample(task_of, j, samples) for j in range(index + 1)])
+        return self.marker.order(order)
+
+    def _sample(self, task_of: Tensor, task: int, samples: int) -> Tensor:
+        """The same examples of a task in every round."""
+        places = (task_of == task).nonzero().flatten()
+        return places[torch.randperm(len(places), generator=generator(0, "samples", task))[:samples]]
 
     def audit(self) -> Audit:
         """Ask some samples of all tasks again, alone and under shuffled task labels."""
@@ -88,23 +105,42 @@ class Exam:
         return answers
 
     def outcomes(self, rounds: Mapping[str, Tensor]) -> Outcomes:
-        """Labels, tasks and what every round gave, one entry a test example; -1 where not yet asked.
+        """Tasks, labels where there are classes, and what every round gave, one entry a test example.
 
-        `rounds`: `round_i` and, where tasks were inferred, `inferred_i` -> `[examples]` of the tasks seen by then.
+        -1, or NaN for scores, where not asked. `rounds`: `Round.facts` of round i as `NAME_i`, of the tasks seen
+        by then.
         """
-        with self.vault.open():
-            labels = torch.cat([task.test.targets for task in self.stream]).numpy().astype(np.int32)
-        found: Outcomes = {"labels": labels, "tasks": _task_of(self.stream.tasks).numpy().astype(np.int32)}
-        for name, predictions in rounds.items():
-            found[name] = np.full(len(labels), -1, dtype=np.int32)
-            found[name][: len(predictions)] = predictions.numpy()
+        tasks = _task_of(self.stream.tasks)
+        found: Outcomes = {"tasks": tasks.numpy().astype(np.int32)}
+        if not self.plain.is_text:
+            with self.vault.open():
+                found["labels"] = torch.cat([task.test.targets for task in self.stream]).numpy().astype(np.int32)
+        for name, values in rounds.items():
+            whole = name.startswith("said_")
+            found[name] = (values if whole else _spread(values, torch.arange(len(values)), len(tasks))).numpy()
         return found
 
 
 def _flips(first: Answers, second: Answers) -> int:
     """How many predictions differ beyond rounding."""
     clear = torch.minimum(first.margins, second.margins) > TIE
-    return int(((first.predictions != second.predictions) & clear).sum())
+    if first.words is not None and second.words is not None:
+        differ = torch.tensor([a != b for a, b in zip(first.words, second.words, strict=True)])
+    else:
+        differ = first.predictions != second.predictions
+    return int((differ & clear).sum())
+
+
+def _text(words: Sequence[str]) -> Tensor:
+    """Texts as the bytes of a JSON list, uint8."""
+    return torch.frombuffer(bytearray(json.dumps(words, ensure_ascii=False).encode()), dtype=torch.uint8)
+
+
+def _spread(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """`values` at their `places` among `count` examples; -1 or NaN elsewhere."""
+    whole = torch.full((count,), float("nan") if values.is_floating_point() else -1, dtype=values.dtype)
+    whole[places] = values
+    return whole
 
 
 def _task_of(tasks: Sequence[Task]) -> Tensor:
@@ -128,8 +164,10 @@ class _Picked(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self._examples[int(self._places[index])]
 
-    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self._examples.batch(self._places[indices], device)
+    def batch(
+        self, indices: Tensor, device: torch.device, draws: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._examples.batch(self._places[indices], device, draws)
 
     def sha256(self) -> str:
         return self._examples.sha256()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from clbench.recipe import Recipe
 from clbench.seeding import generator
+from clbench.stream import Stream, Task
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,15 @@ class Head(nn.Module):
 
 
 class Classifier(nn.Module, ABC):
-    """A frozen backbone and a trainable head; adapters and prompts attach to it.
+    """A frozen pre-trained network and what answers with it; adapters and prompts attach to it.
 
-    `body` is the pre-trained network, `head` maps features to the logits of all classes of the stream.
-    A `prompter` adds tokens and has their outputs read, a `prefixer` adds what is only looked at; one at most is set.
+    Images: logits are of all classes of the stream, `[batch, classes]`, by a trainable head. Text: a language
+    model is a classifier of tokens; its logits `[batch, positions, classes]` are of the vocabulary at the last
+    positions, where the answers' tokens stand, and its head is frozen like the rest.
+    A `prompter` adds tokens, a `prefixer` adds what is only looked at; one at most is set.
     """
 
     body: nn.Module
-    head: nn.Module
     width: int
     """Size of a feature vector."""
     classes: int
@@ -96,6 +99,64 @@ class Classifier(nn.Module, ABC):
     @abstractmethod
     def prefix_width(self) -> int:
         """Size of a block's key or value of one token, all heads together."""
+
+    @abstractmethod
+    def features(self, inputs: Tensor) -> Tensor:
+        """Feature vectors `[batch, width]`; of text, of its questions alone."""
+
+    @abstractmethod
+    def query(self, inputs: Tensor) -> Tensor:
+        """Feature vectors `[batch, width]` without any prompt or prefix; no gradient."""
+
+    @abstractmethod
+    def sites(self, projections: Sequence[str]) -> tuple[Site, ...]:
+        """The layers that hold the named projections, in the order of the blocks."""
+
+    @abstractmethod
+    def feed_forwards(self) -> tuple[tuple[str, str], ...]:
+        """Each block's feed-forward network, by the names of the norm before it and of itself."""
+
+    @abstractmethod
+    def losses(self, logits: Tensor, targets: Tensor, allowed: Tensor) -> Tensor:
+        """The loss of each sample, `[batch]`. `allowed` `[classes]` or `[batch, classes]`: which logits it sees."""
+
+    @abstractmethod
+    def read(self, stream: Stream, recipe: Recipe) -> Stream:
+        """The stream in the form in which this model takes it."""
+
+    @abstractmethod
+    def begin(self, task: Task) -> None:
+        """A task is about to be learned, or, when a run goes on, has been."""
+
+    @abstractmethod
+    def reply(self, inputs: Tensor, limits: Tensor) -> Any:
+        """The answer to test inputs before a choice is made; `limits` `[batch]` are what `read` put for targets."""
+
+    @abstractmethod
+    def settle(self, reply: Any, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers `[batch]`, or tokens `[batch, length]`, and the margins `[batch]` by which they were chosen."""
+
+    @abstractmethod
+    def words(self, answers: Tensor) -> list[str] | None:
+        """The text of answers `[n, length]`; None where they are classes."""
+
+    def freeze_body(self) -> None:
+        """Stop the backbone's own weights from being trained."""
+        for parameter in self.body.parameters():
+            parameter.requires_grad_(False)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that training moves."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+class ImageClassifier(Classifier):
+    """A vision network with a head over the classes of the stream.
+
+    A prompter's tokens have their outputs read; what a prefixer adds is only looked at.
+    """
+
+    head: nn.Module
 
     @abstractmethod
     def tokens(self, inputs: Tensor) -> Tensor:
@@ -117,26 +178,22 @@ class Classifier(nn.Module, ABC):
     def prefixed(self, tokens: Tensor, prefixes: Prefixes) -> Tensor:
         """Features `[batch, width]` behind `prefixes`; with none of them, those of the untouched backbone."""
 
-    @abstractmethod
-    def sites(self, projections: Sequence[str]) -> tuple[Site, ...]:
-        """The layers that hold the named projections, in the order of the blocks."""
-
-    @abstractmethod
-    def feed_forwards(self) -> tuple[tuple[str, str], ...]:
-        """Each block's feed-forward network, by the names of the norm before it and of itself."""
-
     def features(self, inputs: Tensor) -> Tensor:
         """Feature vectors `[batch, width]`."""
         tokens = self.tokens(inputs)
         if self.prefixer is not None:
-            return self.prefixed(tokens, self.prefixer(tokens, lambda: self.query(tokens)))
+            return self.prefixed(tokens, self.prefixer(tokens, lambda: self._untouched(tokens)))
         if self.prompter is not None:
-            return self.prompted(tokens, self.prompter(tokens, self.query(tokens)))
+            return self.prompted(tokens, self.prompter(tokens, self._untouched(tokens)))
         return self.pool(self.encode(tokens))
 
+    def query(self, inputs: Tensor) -> Tensor:
+        """Feature vectors `[batch, width]` without any prompt or prefix."""
+        with torch.no_grad():
+            return self._untouched(self.tokens(inputs))
+
     @torch.no_grad()
-    def query(self, tokens: Tensor) -> Tensor:
-        """Feature vectors `[batch, width]` of embedded tokens without any prompt or prefix."""
+    def _untouched(self, tokens: Tensor) -> Tensor:
         return self.pool(self.encode(tokens))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -144,11 +201,26 @@ class Classifier(nn.Module, ABC):
         logits: Tensor = self.head(self.features(inputs))
         return logits
 
-    def freeze_body(self) -> None:
-        """Stop the backbone's own weights from being trained."""
-        for parameter in self.body.parameters():
-            parameter.requires_grad_(False)
+    def losses(self, logits: Tensor, targets: Tensor, allowed: Tensor) -> Tensor:
+        """Cross-entropy over the allowed classes, `[batch]`."""
+        return nn.functional.cross_entropy(logits.masked_fill(~allowed, float("-inf")), targets, reduction="none")
 
-    def trainable(self) -> list[nn.Parameter]:
-        """The parameters that training moves."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+    def read(self, stream: Stream, recipe: Recipe) -> Stream:
+        """As it is."""
+        return stream
+
+    def begin(self, task: Task) -> None:
+        """Nothing to prepare."""
+
+    def reply(self, inputs: Tensor, limits: Tensor) -> Tensor:
+        """Logits."""
+        return self(inputs).float()
+
+    def settle(self, reply: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of the classes seen, and how far it lies above the next."""
+        best = reply.masked_fill(~seen, float("-inf")).topk(min(2, reply.shape[1]), dim=1)
+        return best.indices[:, 0], best.values[:, 0] - best.values[:, -1]
+
+    def words(self, answers: Tensor) -> None:
+        """Classes have no text."""
+        return None

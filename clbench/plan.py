@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clbench.method import Method
 from clbench.protocol import Protocol, digest
+from clbench.recipe import Recipe
 from clbench.record import Record
 from clbench.stream import Stream
 from clbench.suite import Suite
@@ -41,7 +42,7 @@ class Cell:
                 "suite": self.suite_protocol.suite_hash,
                 "method": self.method.name,
                 "params": self.method.model_dump(mode="json"),
-                "recipe": self.suite.recipe.model_dump(mode="json"),
+                "recipe": self.suite.recipe.facts(),
                 "seed": self.seed,
                 "order_seed": self.order_seed,
                 "fingerprint": self.fingerprint,
@@ -52,12 +53,17 @@ class Cell:
         )
 
 
-def terms(suite_protocol: Protocol, method: Method) -> Protocol:
-    """The suite's card with what `method` does otherwise."""
+def terms(suite: Suite, suite_protocol: Protocol, method: Method, recipe: Recipe) -> Protocol:
+    """The suite's card with what `method` does otherwise; `recipe` is the one it is taught by."""
     kept = method.resources()
+    given = () if method.epochs or method.schedule == "none" else recipe.task_epochs
+    mean = round(sum(given) / len(given)) if given else recipe.epochs
     return suite_protocol.model_copy(
         update={
-            "epochs": 0 if method.schedule == "none" else method.epochs or suite_protocol.epochs,
+            "epochs": 0 if method.schedule == "none" else method.epochs or mean,
+            "task_epochs": given,
+            "batch_size": recipe.batch_size,
+            "optimisation": _otherwise(recipe, suite.recipe),
             "head_masking": method.head_masking,
             "schedule": method.schedule,
             "task_id_at_test": kept.task_id_at_test,
@@ -69,6 +75,19 @@ def terms(suite_protocol: Protocol, method: Method) -> Protocol:
     )
 
 
+_OPTIMISATION = ("optimizer", "schedule", "steps", "momentum", "weight_decay", "betas", "clip", "carry_optimizer")
+
+
+def _otherwise(recipe: Recipe, usual: Recipe) -> str:
+    """How `recipe` optimises otherwise than `usual`, in words; step sizes are the methods' own."""
+    changed = [name for name in _OPTIMISATION if getattr(recipe, name) != getattr(usual, name)]
+    return ", ".join(f"{name} {_word(getattr(recipe, name))}" for name in changed)
+
+
+def _word(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 @dataclass(frozen=True)
 class Row:
     """A method that is to be compared, ready built."""
@@ -76,6 +95,8 @@ class Row:
     method: Method
     variant: str
     fingerprint: str
+    recipe: Recipe | None = None
+    """What it is taught by where that is not the suite's."""
 
 
 def cells(
@@ -86,14 +107,14 @@ def cells(
     rows = list(rows)
     return [
         Cell(
-            suite=suite,
+            suite=replace(suite, recipe=row.recipe or suite.recipe),
             method=row.method,
             variant=row.variant,
             fingerprint=row.fingerprint,
             seed=seed,
             order_seed=order_seed,
             device_kind=device_kind,
-            protocol=terms(card, row.method),
+            protocol=terms(suite, card, row.method, row.recipe or suite.recipe),
             suite_protocol=card,
         )
         for seed in seeds

@@ -12,7 +12,9 @@ from clbench.terms import HeadMasking, Schedule
 
 METHOD_TERMS: tuple[str, ...] = (
     "epochs",
+    "task_epochs",
     "batch_size",
+    "optimisation",
     "head_masking",
     "schedule",
     "task_id_at_test",
@@ -23,8 +25,12 @@ METHOD_TERMS: tuple[str, ...] = (
 )
 """The fields a method may change; the others belong to the suite."""
 
-ADDED = ("compat",)
+ADDED = ("compat", "task_epochs", "optimisation", "eval_samples", "marks")
 """Fields that older cards lack: while empty they are left out of the hash, so that it stays what it was."""
+
+
+UNHASHED = ("data",)
+"""Fields that say in words what the hash of the stream covers."""
 
 
 def digest(value: Any, length: int = 12) -> str:
@@ -68,6 +74,16 @@ class Protocol(BaseModel):
     """Means or covariances of classes are kept."""
     compat: tuple[str, ...] = ()
     """Known deviations of other code that are repeated here on purpose."""
+    task_epochs: tuple[int, ...] = ()
+    """Passes over each task where they are not equal; `epochs` is then their mean, rounded."""
+    optimisation: str = ""
+    """Optimiser, schedule and clipping where a method has them otherwise than the suite."""
+    eval_samples: int | None = None
+    """Test examples of a task that rounds before the last ask; None: all of them."""
+    data: tuple[str, ...] = ()
+    """What is known about the data: duplicates, overlaps of train and test, rows left out."""
+    marks: tuple[str, ...] = ()
+    """What must stand beside every number of the suite: random weights, sampled answers."""
 
     @property
     def suite_hash(self) -> str:
@@ -80,7 +96,7 @@ class Protocol(BaseModel):
         return digest(self._hashed())
 
     def _hashed(self) -> dict[str, Any]:
-        return {k: v for k, v in self.model_dump(mode="json").items() if v or k not in ADDED}
+        return {k: v for k, v in self.model_dump(mode="json", exclude=set(UNHASHED)).items() if v or k not in ADDED}
 
     def departures(self, reference: Protocol) -> dict[str, tuple[Any, Any]]:
         """The fields in which this card differs from `reference`: name -> (here, there)."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of this file's layout. A store holding a newer one is reported, not guessed at."""
 
 
@@ -122,6 +122,11 @@ class Record(BaseModel):
     score_name: str = "accuracy"
     scores: tuple[tuple[float | None, ...], ...] = ()
     """`scores[i][j]` in [0, 1]: task j after learning i tasks; row 0 is before learning. None: not measured."""
+    other_scores: dict[str, tuple[tuple[float | None, ...], ...]] = Field(default_factory=dict)
+    """Further marks of the same answers by name, each laid out like `scores`; 'invalid' is the share without the form
+    of an answer."""
+    floors: tuple[float, ...] = ()
+    """For each task what the most frequent training answer scores; () where that is not asked."""
     costs: tuple[TaskCosts, ...] = ()
     """One entry a learned task; a joint run has one in all."""
     router_accuracy: tuple[float | None, ...] = ()
@@ -145,6 +150,11 @@ class Record(BaseModel):
             raise ValueError(f"{tasks} tasks and {len(self.test_sizes)} test sizes")
         if self.scores and [len(row) for row in self.scores] != [tasks] * (tasks + 1):
             raise ValueError(f"scores of {tasks} tasks are {tasks + 1} rows of {tasks}")
+        for name, matrix in self.other_scores.items():
+            if [len(row) for row in matrix] != [tasks] * (tasks + 1):
+                raise ValueError(f"other_scores.{name} of {tasks} tasks are {tasks + 1} rows of {tasks}")
+        if len(self.floors) not in (0, tasks):
+            raise ValueError(f"{tasks} tasks and {len(self.floors)} floors")
         if len(self.router_accuracy) not in (0, tasks):
             raise ValueError(f"{tasks} tasks and {len(self.router_accuracy)} rounds of router accuracy")
         if (self.status == "done") != (self.reason is None) or (self.status == "done" and not self.scores):

@@ -11,8 +11,8 @@ Number = float | Undefined
 Count = int | Undefined
 
 
-def _doc(unit: str, meaning: str) -> dict[str, str]:
-    return {"unit": unit, "meaning": meaning}
+def _doc(unit: str, meaning: str, better: Literal["high", "low", ""] = "") -> dict[str, str]:
+    return {"unit": unit, "meaning": meaning, "better": better}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,52 +23,58 @@ class Row:
     protocol: str = field(metadata=_doc("", "hash of everything no method may change; only equal ones are comparable"))
     method: str = field(metadata=_doc("", "name of the method"))
     variant: str = field(metadata=_doc("", "settings that differ from the method's defaults; empty for none"))
-    n_seeds: int = field(metadata=_doc("", "finished runs behind the row"))
-    avg_accuracy_mean: Number = field(metadata=_doc("%", "mean over tasks of the accuracy after the last task"))
-    avg_accuracy_std: Number = field(metadata=_doc("%", "its standard deviation over seeds (n-1)"))
-    avg_accuracy_pooled_mean: Number = field(metadata=_doc("%", "accuracy over all test samples after the last task"))
+    n_seeds: int = field(metadata=_doc("", "finished runs behind the row", "high"))
+    avg_accuracy_mean: Number = field(metadata=_doc("%", "mean over tasks of the accuracy after the last task", "high"))
+    avg_accuracy_std: Number = field(metadata=_doc("%", "its standard deviation over seeds (n-1)", "low"))
+    avg_accuracy_pooled_mean: Number = field(
+        metadata=_doc("%", "accuracy over all test samples after the last task", "high")
+    )
     avg_incremental_accuracy_mean: Number = field(
-        metadata=_doc("%", "mean over rounds of the average over the tasks seen so far")
+        metadata=_doc("%", "mean over rounds of the average over the tasks seen so far", "high")
     )
-    avg_incremental_accuracy_std: Number = field(metadata=_doc("%", "its standard deviation over seeds (n-1)"))
-    learning_accuracy_mean: Number = field(metadata=_doc("%", "mean accuracy on a task straight after learning it"))
+    avg_incremental_accuracy_std: Number = field(metadata=_doc("%", "its standard deviation over seeds (n-1)", "low"))
+    learning_accuracy_mean: Number = field(
+        metadata=_doc("%", "mean accuracy on a task straight after learning it", "high")
+    )
     forgetting_mean: Number = field(
-        metadata=_doc("%", "best past accuracy minus the last, mean over all tasks but the last")
+        metadata=_doc("%", "best past accuracy minus the last, mean over all tasks but the last", "low")
     )
-    forgetting_std: Number = field(metadata=_doc("%", "its standard deviation over seeds (n-1)"))
+    forgetting_std: Number = field(metadata=_doc("%", "its standard deviation over seeds (n-1)", "low"))
     bwt_mean: Number = field(
-        metadata=_doc("%", "last accuracy minus that straight after learning, over T-1; negative: forgetting")
+        metadata=_doc("%", "last accuracy minus that straight after learning, over T-1; negative: forgetting", "high")
     )
-    bwt_std: Number = field(metadata=_doc("%", "its standard deviation over seeds (n-1)"))
-    bwt_trace_mean: Number = field(metadata=_doc("%", "the same sum over T, as in TRACE; negative: forgetting"))
+    bwt_std: Number = field(metadata=_doc("%", "its standard deviation over seeds (n-1)", "low"))
+    bwt_trace_mean: Number = field(metadata=_doc("%", "the same sum over T, as in TRACE; negative: forgetting", "high"))
     bwt_treelora_mean: Number = field(
-        metadata=_doc("%", "the same over T with gains clipped to 0, as TreeLoRA's code; at most 0")
+        metadata=_doc("%", "the same over T with gains clipped to 0, as TreeLoRA's code; at most 0", "high")
     )
     router_accuracy_mean: Number = field(
-        metadata=_doc("%", "test examples of all tasks whose task was inferred rightly, after the last task")
+        metadata=_doc("%", "test examples of all tasks whose task was inferred rightly, after the last task", "high")
     )
     train_seconds_mean: Number = field(
-        metadata=_doc("s", "device seconds of learning all tasks, without each task's first step")
+        metadata=_doc("s", "device seconds of learning all tasks, without each task's first step", "low")
     )
-    train_seconds_std: Number = field(metadata=_doc("s", "its standard deviation over seeds (n-1)"))
-    train_seconds_per_sample: Number = field(metadata=_doc("s", "training seconds per training sample and epoch"))
+    train_seconds_std: Number = field(metadata=_doc("s", "its standard deviation over seeds (n-1)", "low"))
+    train_seconds_per_sample: Number = field(
+        metadata=_doc("s", "training seconds per training sample and epoch", "low")
+    )
     overhead: Number = field(
-        metadata=_doc("ratio", "training seconds per sample over those of the reference, paired by seed")
+        metadata=_doc("ratio", "training seconds per sample over those of the reference, paired by seed", "low")
     )
-    eval_seconds_mean: Number = field(metadata=_doc("s", "seconds of scoring all rounds"))
-    peak_memory_mib: Number = field(metadata=_doc("MiB", "peak device memory while learning, the highest task"))
-    trainable_parameters: Count = field(metadata=_doc("", "trainable parameters, the highest task"))
-    stored_mib: Number = field(metadata=_doc("MiB", "kept after the last task beyond the untouched backbone"))
-    flops_per_step: Number = field(metadata=_doc("FLOP", "of one training step, mean over tasks"))
+    eval_seconds_mean: Number = field(metadata=_doc("s", "seconds of scoring all rounds", "low"))
+    peak_memory_mib: Number = field(metadata=_doc("MiB", "peak device memory while learning, the highest task", "low"))
+    trainable_parameters: Count = field(metadata=_doc("", "trainable parameters, the highest task", "low"))
+    stored_mib: Number = field(metadata=_doc("MiB", "kept after the last task beyond the untouched backbone", "low"))
+    flops_per_step: Number = field(metadata=_doc("FLOP", "of one training step, mean over tasks", "low"))
     device: str = field(metadata=_doc("", "name of the device, and the precision unless float32"))
     epochs_differ: bool = field(metadata=_doc("", "the epochs are not the suite's"))
     marks: tuple[str, ...] = field(metadata=_doc("", "footnotes: what a reader must know before comparing the row"))
-    status: Literal["done", "stale", "failed", "unsupported"] = field(
-        metadata=_doc("", "done, stale, failed or unsupported")
+    status: Literal["done", "stale", "failed", "unsupported", "missing"] = field(
+        metadata=_doc("", "done, stale, failed, unsupported or missing")
     )
     reason: str = field(metadata=_doc("", "why runs are missing; empty where all were done"))
     rank: Count = field(
-        metadata=_doc("", "1 + the number of rows that are better and not tied; finished fresh rows only")
+        metadata=_doc("", "1 + the number of rows that are better and not tied; finished fresh rows only", "low")
     )
     tied_with: tuple[str, ...] = field(
         metadata=_doc("", "rows that a paired test cannot tell from this one (p >= 0.05)")
@@ -77,7 +83,12 @@ class Row:
     @property
     def label(self) -> str:
         """The method, with its variant in brackets."""
-        return f"{self.method} ({self.variant})" if self.variant else self.method
+        return row_label(self.method, self.variant)
+
+
+def row_label(method: str, variant: str) -> str:
+    """The method, with its variant in brackets if it has one."""
+    return f"{method} ({variant})" if variant else method
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,8 @@ class Column:
     kind: str
     unit: str
     meaning: str
+    better: str
+    """Which end is the better one, 'high' or 'low'; '' where there is none."""
 
 
 def columns(reference: str) -> tuple[Column, ...]:

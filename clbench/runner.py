@@ -18,6 +18,7 @@ from clbench.costs import check_declared, task_costs
 from clbench.errors import ClbenchError, LeakError, StoreError
 from clbench.exam import Exam, Outcomes, Round
 from clbench.files import explain, set_aside, write_atomically
+from clbench.marking import SCORE
 from clbench.meter import Meter, stopwatch, tensor_bytes
 from clbench.method import Workbench
 from clbench.origin import device_name, origin, versions
@@ -26,7 +27,7 @@ from clbench.record import Audit, Record, TaskCosts
 from clbench.seeding import seed_everything
 from clbench.store import CellFolder
 from clbench.strategy import Plugin, Strategy
-from clbench.stream import Stream, Task, Union, Vault
+from clbench.stream import Stream, Task, Union
 
 __all__ = ["Outcomes", "Progress", "Run", "Silent", "State", "run"]
 
@@ -61,8 +62,10 @@ class State:
     started: str
     """UTC, ISO 8601; a resumed run keeps its first start."""
     costs: list[TaskCosts] = field(default_factory=list)
-    predictions: dict[str, Tensor] = field(default_factory=dict)
-    """round_i -> answers `[examples]` after i tasks, for the tasks seen by then; inferred_i -> their inferred tasks."""
+    facts: dict[str, Tensor] = field(default_factory=dict)
+    """NAME_i -> what `exam.Round.facts` holds under NAME after i tasks, for the tasks seen by then."""
+    other_scores: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    """Further scores of the same answers, each laid out like `scores`."""
     router_accuracy: dict[str, float] = field(default_factory=dict)
     """round_i -> the share of the tasks inferred rightly after i tasks; only where some were inferred."""
     contended: bool = False
@@ -70,17 +73,18 @@ class State:
     @classmethod
     def new(cls, tasks: int) -> State:
         """Nothing measured yet."""
-        scores: list[list[float | None]] = [[None] * tasks for _ in range(tasks + 1)]
-        return cls(scores, datetime.now(UTC).isoformat(timespec="seconds"))
+        return cls(_unmeasured(tasks), datetime.now(UTC).isoformat(timespec="seconds"))
 
     def note(self, number: int, answered: Round) -> None:
         """Keep what the scoring pass of round `number` gave."""
-        name = f"round_{number}"
-        self.predictions[name] = answered.predictions
-        self.scores[number][: len(answered.scores)] = answered.scores
-        if answered.inferred is not None and answered.router_accuracy is not None:
-            self.predictions[f"inferred_{number}"] = answered.inferred
-            self.router_accuracy[name] = answered.router_accuracy
+        self.facts.update({f"{name}_{number}": values for name, values in answered.facts.items()})
+        for name, found in answered.scores.items():
+            matrix = self.scores
+            if name != SCORE:
+                matrix = self.other_scores.setdefault(name, _unmeasured(len(self.scores) - 1))
+            matrix[number][: len(found)] = found
+        if answered.router_accuracy is not None:
+            self.router_accuracy[f"round_{number}"] = answered.router_accuracy
 
     def router(self) -> tuple[float | None, ...]:
         """The router accuracy of each round from the first on; () where no task was ever inferred."""
@@ -89,18 +93,27 @@ class State:
         return tuple(self.router_accuracy.get(f"round_{i}") for i in range(1, len(self.scores)))
 
 
+def _unmeasured(tasks: int) -> list[list[float | None]]:
+    """The scores of a run that has not begun, laid out as in a record."""
+    return [[None] * tasks for _ in range(tasks + 1)]
+
+
 class Run:
     """One cell while it is being run. Use `run`."""
 
     def __init__(self, cell: Cell, stream: Stream, device: torch.device, progress: Progress) -> None:
         self.cell, self.device, self.progress = cell, device, progress
-        self.stream, self.vault = examined(stream, cell.protocol.scored_on)
         seed_everything(cell.seed, "build")
         self.meter = Meter(device)
-        self.model = backbones.build(cell.suite.backbone, stream.classes, cell.seed).to(device)
+        suite, recipe = cell.suite, cell.suite.recipe
+        terms = {"normalisation": suite.normalisation, "weights": suite.weights}
+        self.model = backbones.build(suite.backbone, stream.classes, cell.seed, **terms).to(device)
+        shown = examined(stream, cell.protocol.scored_on)
+        self.stream, self.vault = self.model.read(shown, recipe).sealed()
         self.untouched = checkpoint.Untouched(self.model)
         self.model.freeze_body()
-        recipe = cell.suite.recipe.model_copy(update={"epochs": max(1, cell.protocol.epochs)})
+        self.given = recipe
+        recipe = recipe.model_copy(update={"epochs": max(1, cell.protocol.epochs)})
         bench = Workbench(self.model, recipe, device, len(stream), cell.seed)
         self.plugins = list(cell.method.plugins(bench))
         self.strategy = Strategy(
@@ -114,8 +127,7 @@ class Run:
         )
         self.strategy.head_masking = cell.method.head_masking
         self.strategy.learning_rate = cell.method.learning_rate or recipe.learning_rate
-        self.strategy.train_epochs = cell.protocol.epochs
-        self.exam = Exam(self.stream, self.vault, self.strategy)
+        self.exam = Exam(shown, self.stream, self.vault, self.strategy, suite.score)
         self.state = State.new(len(stream))
 
     def _tell(self, epoch: int, epochs: int, loss: float) -> None:
@@ -145,19 +157,19 @@ class Run:
             tasks[-1],
             name="all tasks",
             train=Union([task.train for task in tasks]),
-            classes=tuple(c for task in tasks for c in task.classes),
+            classes=tuple(dict.fromkeys(c for task in tasks for c in task.classes)),
         )
         return [(len(tasks) - 1, everything)]
 
     def learn(self, index: int, task: Task) -> None:
         """Teach one lesson and score all tasks seen. Raises LeakError where more is kept than declared."""
         seed_everything(self.cell.seed, "task", index)
-        if self.cell.method.schedule == "first" and index:
-            self.strategy.train_epochs = 0
+        self.strategy.train_epochs = self._epochs(index)
         self.strategy.learn(index, task)
         reading = self.meter.stop()
+        last = index + 1 == len(self.stream)
         with stopwatch(self.device) as seconds:
-            answered = self.exam.score(index)
+            answered = self.exam.score(index, None if last else self.given.eval_samples)
         self.state.note(index + 1, answered)
         self.state.costs.append(
             task_costs(
@@ -165,11 +177,17 @@ class Run:
                 reading,
                 train_samples=len(task.train),
                 eval_seconds=seconds[0],
-                eval_samples=len(answered.predictions),
+                eval_samples=answered.asked,
                 stored=tensor_bytes(checkpoint.tensors_of(self.learned())),
             )
         )
         check_declared(self.cell.method, sum(plugin.kept_samples() for plugin in self.ours), self.state.costs)
+
+    def _epochs(self, index: int) -> int:
+        """Passes over task `index`."""
+        if self.cell.method.schedule == "first" and index:
+            return 0
+        return self.given.epochs_of(index) if self.cell.protocol.task_epochs else self.cell.protocol.epochs
 
     def learned(self) -> dict[str, Any]:
         """Everything kept for later tasks and for answering: tensors of the model, states of the plugins."""
@@ -184,7 +202,7 @@ class Run:
 
     def outcomes(self) -> Outcomes:
         """Labels, tasks and what every round gave, one entry a test example."""
-        return self.exam.outcomes(self.state.predictions)
+        return self.exam.outcomes(self.state.facts)
 
     def pack(self) -> bytes:
         """Everything needed to go on after the last finished lesson."""
@@ -223,7 +241,7 @@ class Run:
         self.state = State(**{**packed["state"], "costs": costs})
         for index, task in self.lessons()[: len(costs)]:
             self.strategy.task_index = index
-            self.strategy.see(task.classes)
+            self.strategy.see(task)
         for name, count in packed["clock"].items():
             setattr(self.strategy.clock, name, count)
         torch.set_num_threads(packed["threads"])  # rounding depends on it
@@ -244,6 +262,8 @@ class Run:
             raise LeakError(f"{self.cell.method.name} changed what it has learned while it answered test examples.")
         return {
             "scores": tuple(tuple(row) for row in self.state.scores),
+            "other_scores": {name: tuple(map(tuple, rows)) for name, rows in self.state.other_scores.items()},
+            "floors": self.exam.marker.floors(),
             "router_accuracy": self.state.router(),
             "costs": tuple(self.state.costs),
             "audit": audit,
@@ -254,11 +274,11 @@ class Run:
         }
 
 
-def examined(stream: Stream, scored_on: str) -> tuple[Stream, Vault]:
-    """The stream with its test examples sealed; for tuning the validation examples take their place."""
+def examined(stream: Stream, scored_on: str) -> Stream:
+    """The stream; for tuning with the validation examples in the place of the test examples."""
     if scored_on == "validation":
-        stream = Stream(tuple(replace(task, test=task.validation) for task in stream), stream.class_names)
-    return stream.sealed()
+        return Stream(tuple(replace(task, test=task.validation) for task in stream), stream.class_names)
+    return stream
 
 
 def run(
@@ -276,7 +296,7 @@ def run(
     failure is a record of its failure; interruptions and failures of the store are raised.
     """
     threads, state = torch.get_num_threads(), State.new(len(stream))
-    shown, _ = examined(stream, cell.protocol.scored_on)
+    shown, _ = examined(stream, cell.protocol.scored_on).sealed()
     try:
         reason = cell.method.unsupported(shown)
         if reason is not None:
@@ -352,7 +372,7 @@ def _record(cell: Cell, stream: Stream, device: torch.device, state: State, **fa
         method=cell.method.name,
         variant=cell.variant,
         params=cell.method.model_dump(mode="json"),
-        recipe=cell.suite.recipe.model_dump(mode="json"),
+        recipe=cell.suite.recipe.facts(),
         seed=cell.seed,
         order_seed=cell.order_seed,
         fingerprint=cell.fingerprint,

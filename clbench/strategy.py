@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it imports reports missing or retired solvers that we do not use
-    from avalanche.benchmarks import benchmark_from_datasets
-    from avalanche.benchmarks.utils import DataAttribute, TaskAwareSupervisedClassificationDataset
-    from avalanche.benchmarks.utils.flat_data import ConstantSequence
     from avalanche.core import BasePlugin, SupervisedPlugin
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.templates import SupervisedTemplate
 
 from clbench.errors import BadValue, Diverged, UnknownName
+from clbench.loader import Loader, experience
 from clbench.meter import Meter
 from clbench.model import Classifier
+from clbench.padding import join
 from clbench.recipe import Recipe
-from clbench.seeding import derive, generator
+from clbench.seeding import derive
 from clbench.stream import Examples, Task
 from clbench.terms import HeadMasking
 
@@ -78,36 +77,13 @@ class Answers:
     """What was answered to `n` examples, in their order and on the CPU."""
 
     predictions: Tensor
-    """Classes among those seen, `[n]`."""
+    """Classes among those seen, `[n]`; of text the tokens, `[n, length]`."""
     margins: Tensor
-    """How far the best logit lies above the next, `[n]`."""
+    """How far the best logit lies above the next, `[n]`; of text where they were nearest."""
     tasks: Tensor | None
     """The task inferred for each example, int64 `[n]`, as indices in the stream's order; None where none was."""
-
-
-class Loader:
-    """Batches `[inputs, targets, task indices]` in an order that depends on seed and epoch alone.
-
-    Each pass gives every sample once; without a seed, in the order given. Whoever trains sets
-    `epoch`, so that a plugin may read the loader too without changing what follows.
-    """
-
-    def __init__(
-        self, examples: Examples, task_of: Tensor, batch_size: int, device: torch.device, seed: int | None
-    ) -> None:
-        self.examples, self.task_of, self.batch_size = examples, task_of.to(device), batch_size
-        self.device, self.seed, self.epoch = device, seed, 0
-
-    def __len__(self) -> int:
-        return -(-len(self.examples) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        order = torch.arange(len(self.examples))
-        if self.seed is not None:
-            order = torch.randperm(len(order), generator=generator(self.seed, "order", self.epoch))
-        for indices in order.split(self.batch_size):
-            inputs, targets = self.examples.batch(indices, self.device)
-            yield [inputs, targets, self.task_of[indices.to(self.device, non_blocking=True)]]
+    words: list[str] | None = None
+    """The answers' text, where they are text."""
 
 
 class Strategy(SupervisedTemplate[Any, Any, Any]):
@@ -158,6 +134,7 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         self.seen_classes = torch.empty(0, dtype=torch.int64, device=self.device)
         self.allowed = torch.zeros(model.classes, dtype=torch.bool, device=self.device)
         self._seen = torch.zeros_like(self.allowed)
+        self._highest: list[float] = []
         self._own_data: Any = None
         self._eval_loader: Loader
         self.inferred: Tensor | None = None
@@ -171,18 +148,19 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         """Train on one task; the meter runs from before the first hook to after the last."""
         self.examples, self.task_index = task.train, index
         before = set(self.seen_classes.tolist())
-        self.see(task.classes)
+        self.see(task)
         self.train_mb_size, self.eval_mb_size = self.recipe.batch_size, self.recipe.eval_batch_size
-        experience = _experience(task.train, index)
-        experience.classes_in_this_experience = set(task.classes)
-        experience.previous_classes = before
-        experience.classes_seen_so_far = before | set(task.classes)
+        taught = experience(task.train, index)
+        taught.classes_in_this_experience = set(task.classes)
+        taught.previous_classes = before
+        taught.classes_seen_so_far = before | set(task.classes)
         self.meter.start()
-        self.train(experience, eval_streams=[])
+        self.train(taught, eval_streams=[])
 
-    def see(self, classes: Sequence[int]) -> None:
-        """Make `classes` the current task's and add them to those seen."""
-        self.task_classes = torch.tensor(sorted(classes), device=self.device)
+    def see(self, task: Task) -> None:
+        """Make the task's classes the current ones and add them to those seen; none stand for all: answers are open."""
+        self.model.begin(task)
+        self.task_classes = torch.tensor(sorted(task.classes or range(len(self._seen))), device=self.device)
         self._seen[self.task_classes] = True
         self.seen_classes = self._seen.nonzero().flatten()
         if self.head_masking == "seen":
@@ -217,10 +195,14 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """A fresh optimiser over what is trainable now (Avalanche's would take the frozen weights too)."""
         parameters = self.model.trainable()
-        if parameters:
+        if not parameters:
+            if self.train_epochs:
+                raise BadValue("the method left nothing to train; attach an adapter, or set its schedule to 'none'.")
+            return
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if not self.recipe.carry_optimizer or held != {id(p) for p in parameters}:
             self.optimizer = self._fresh_optimizer(parameters)
-        elif self.train_epochs:
-            raise BadValue("the method left nothing to train; attach an adapter, or set its schedule to 'none'.")
+        self._highest = [group["lr"] for group in self.optimizer.param_groups]
 
     def _fresh_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         recipe, rate = self.recipe, self.learning_rate
@@ -229,7 +211,7 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
             return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
         # Fused: one kernel where the loop takes ten, and no step count is read back.
-        return kind(groups, lr=rate, weight_decay=recipe.weight_decay, fused=True)
+        return kind(groups, lr=rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
 
     def _by_factor(self, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
         """One group for each step size."""
@@ -264,7 +246,7 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
     def _divergence(self, loss: float) -> Exception:
         """Why the loss is not finite: a masked target, or too large a step."""
         allowed = self.allowed.expand(len(self.mb_y), -1)
-        if not allowed.gather(1, self.mb_y[:, None]).all():
+        if self.mb_y.ndim == 1 and not allowed.gather(1, self.mb_y[:, None]).all():
             return BadValue(
                 "a training batch holds classes that the loss does not see, so it is infinite; a method that brings "
                 "back past samples needs head_masking 'seen', or must set 'allowed' for them."
@@ -278,29 +260,55 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         self._unpack_minibatch()
         self._before_training_iteration(**kwargs)
         self.optimizer.zero_grad()
-        self.loss = self._make_empty_loss()
-        self._before_forward(**kwargs)
-        self.mb_output = self.forward()
-        self._after_forward(**kwargs)
-        self.loss += self.criterion()
-        self._before_backward(**kwargs)
-        self.backward()
+        whole, size = self.mbatch, self.recipe.micro_batch or len(self.mb_y)
+        total = self._make_empty_loss()
+        for first in range(0, len(whole[1]), size):
+            if size < len(whole[1]):
+                self.mbatch = [part[first : first + size] for part in whole]
+            share = len(self.mb_y) / len(whole[1])
+            self.loss = self._make_empty_loss()
+            self._before_forward(**kwargs)
+            self.mb_output = self.forward()
+            self._after_forward(**kwargs)
+            self.loss += self.criterion()
+            self._before_backward(**kwargs)
+            if share < 1:
+                self.loss = self.loss * share
+            self.backward()
+            total += self.loss.detach()
+        self.mbatch, self.loss = whole, total
         self._after_backward(**kwargs)
         self._before_update(**kwargs)
+        if self.recipe.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.trainable(), self.recipe.clip)
+        self._set_rates()
         self.optimizer_step()
         self._after_update(**kwargs)
         self._after_training_iteration(**kwargs)
 
+    def _set_rates(self) -> None:
+        """The step sizes of the coming update, by the recipe's schedule."""
+        if self.recipe.schedule == "constant":
+            return
+        step, steps = self.clock.train_exp_iterations, self.train_epochs * len(self.dataloader)
+        factor = self.recipe.rate_at(step / steps, self.clock.train_exp_epochs, self.train_epochs)
+        for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
+            group["lr"] = highest * factor
+
     def forward(self) -> Tensor:
-        """Logits of the mini-batch, under autocast where the recipe asks for it."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+        """Logits of the mini-batch, in the recipe's precision."""
+        with self.autocast():
             logits: Tensor = self.model(self.mb_x)
         return logits.float()
 
+    def autocast(self, cached: bool = True) -> torch.autocast:
+        """The precision that the recipe asks for. Inside a function transform `cached=False`: no cast outlives it."""
+        wanted = self.recipe.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted, cache_enabled=cached)
+
     def criterion(self) -> Tensor:
-        """Cross-entropy over the allowed logits."""
-        masked = self.mb_output.masked_fill(~self.allowed, float("-inf"))
-        return nn.functional.cross_entropy(masked, self.mb_y)
+        """The mean of the samples' losses over the allowed logits."""
+        return self.model.losses(self.mb_output, self.mb_y, self.allowed).mean()
 
     # scoring
 
@@ -313,8 +321,9 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         self.eval_mb_size = batch_size or self.recipe.eval_batch_size
         self._eval_loader = Loader(examples, task_of, self.eval_mb_size, self.device, None)
         self._answers, self._margins, self._inferred = [], [], []
-        self.eval(_experience(examples, self.task_index))
-        return Answers(torch.cat(self._answers).cpu(), torch.cat(self._margins).cpu(), self._inferred_tasks())
+        self.eval(experience(examples, self.task_index))
+        answers = join(self._answers).cpu()
+        return Answers(answers, torch.cat(self._margins).cpu(), self._inferred_tasks(), self.model.words(answers))
 
     def eval_epoch(self, **kwargs: Any) -> None:
         """One pass over the examples, keeping the answers."""
@@ -324,11 +333,12 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
             self.inferred = None
             self._before_eval_iteration(**kwargs)
             self._before_eval_forward(**kwargs)
-            self.mb_output = self.forward()
+            with self.autocast():
+                self.mb_output = self.model.reply(self.mb_x, self.mb_y)
             self._after_eval_forward(**kwargs)
-            best = self.mb_output.masked_fill(~self._seen, float("-inf")).topk(min(2, self.mb_output.shape[1]), dim=1)
-            self._answers.append(best.indices[:, 0])
-            self._margins.append(best.values[:, 0] - best.values[:, -1])
+            answers, margins = self.model.settle(self.mb_output, self._seen)
+            self._answers.append(answers)
+            self._margins.append(margins)
             self._keep_inferred()
             self._after_eval_iteration(**kwargs)
         self.inferred = None
@@ -363,28 +373,3 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
                 "'inferred' to indices of those, in the stream's order."
             )
         return tasks
-
-
-class _Pairs(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Examples as a dataset that Avalanche takes."""
-
-    def __init__(self, examples: Examples) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._examples[index]
-
-
-def _experience(examples: Examples, index: int) -> Any:
-    """An Avalanche experience for plugins that read one; all task labels are 0: classes are told apart, not tasks."""
-    attributes = [
-        DataAttribute(examples.targets.tolist(), "targets"),
-        DataAttribute(ConstantSequence(0, len(examples)), "targets_task_labels", use_in_getitem=True),
-    ]
-    dataset = TaskAwareSupervisedClassificationDataset([_Pairs(examples)], data_attributes=attributes)
-    experience = benchmark_from_datasets(train=[dataset]).train_stream[0]
-    experience.current_experience = index
-    return experience

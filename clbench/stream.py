@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from clbench.errors import BadValue, LeakError
+from clbench.padding import join
+from clbench.text import Row, TextTask, sha256
 
 
 class Examples(Protocol):
@@ -26,8 +28,10 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
-    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs and targets at `indices`, on `device`."""
+    def batch(
+        self, indices: Tensor, device: torch.device, draws: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and targets at `indices`, on `device`; with `draws` as they are trained on, at random augmented."""
         ...
 
     def sha256(self) -> str:
@@ -53,8 +57,10 @@ class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.targets[index])
 
-    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and targets at `indices`; the whole set moves to the device once."""
+    def batch(
+        self, indices: Tensor, device: torch.device, draws: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images and targets at `indices`, never augmented; the whole set moves to the device once."""
         if device not in self._on:
             self._on[device] = (self.images.to(device), self.targets.to(device))
         images, targets = self._on[device]
@@ -75,6 +81,30 @@ class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return total.hexdigest()
 
 
+class TextSet(torch.utils.data.Dataset[tuple[str, int]]):
+    """The rows of one part of a text task, before any tokenizer; a model reads it as batches of its own tokens."""
+
+    def __init__(self, rows: Sequence[Row], task: TextTask) -> None:
+        self.rows, self.task = tuple(rows), task
+        self.targets = torch.zeros(len(self.rows), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return self.rows[index].prompt, 0
+
+    def batch(
+        self, indices: Tensor, device: torch.device, draws: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Raises BadValue: text has no tensors before a model has read it."""
+        raise BadValue("text is read by a language model; this suite's backbone takes images. Choose another backbone.")
+
+    def sha256(self) -> str:
+        """Hash of prompts and answers in order, and of what is kept of a prompt that is too long."""
+        return hashlib.sha256(f"{sha256(self.rows)}{self.task.prefix!r}{self.task.cue!r}".encode()).hexdigest()
+
+
 class Union(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Several sets of examples as one, in order; of the same kind as its parts."""
 
@@ -92,7 +122,9 @@ class Union(torch.utils.data.Dataset[tuple[Tensor, int]]):
         part = int(torch.searchsorted(self._ends, index, right=True))
         return self.parts[part][index - int(self._starts[part])]
 
-    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, indices: Tensor, device: torch.device, draws: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Inputs and targets at `indices`, gathered from the parts."""
         which = torch.searchsorted(self._ends, indices, right=True)
         inputs: list[Tensor] = []
@@ -100,12 +132,12 @@ class Union(torch.utils.data.Dataset[tuple[Tensor, int]]):
         places: list[Tensor] = []
         for part in which.unique().tolist():
             at = (which == part).nonzero().flatten()
-            x, y = self.parts[part].batch(indices[at] - self._starts[part], device)
+            x, y = self.parts[part].batch(indices[at] - self._starts[part], device, draws)
             inputs.append(x)
             targets.append(y)
             places.append(at)
         back = torch.argsort(torch.cat(places)).to(device, non_blocking=True)
-        return torch.cat(inputs)[back], torch.cat(targets)[back]
+        return join(inputs)[back], join(targets)[back]
 
     def sha256(self) -> str:
         """Hash over the parts' hashes."""
@@ -114,7 +146,10 @@ class Union(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True)
 class Task:
-    """One task. `validation` is split from train; `classes` are indices over the whole stream."""
+    """One task. `validation` is split from train; `classes` are indices over the whole stream.
+
+    A task of text has no classes: its answers are open.
+    """
 
     name: str
     train: Examples
@@ -137,9 +172,14 @@ class Stream:
         return iter(self.tasks)
 
     @property
+    def is_text(self) -> bool:
+        """Whether its answers are written."""
+        return any(isinstance(task.train, TextSet) for task in self.tasks)
+
+    @property
     def classes(self) -> int:
-        """How many classes there are in all."""
-        return 1 + max(c for task in self.tasks for c in task.classes)
+        """How many classes there are in all; 0 where answers are open."""
+        return 1 + max((c for task in self.tasks for c in task.classes), default=-1)
 
     def sha256(self) -> str:
         """Hash of every split of every task in order: names, classes, inputs, targets."""
@@ -149,6 +189,15 @@ class Stream:
             for part in (task.train, task.validation, task.test):
                 total.update(part.sha256().encode())
         return total.hexdigest()
+
+    @classmethod
+    def of_text(cls, tasks: Sequence[TextTask]) -> Stream:
+        """A stream of text tasks, in their order."""
+        made = []
+        for task in tasks:
+            train, validation, test = (TextSet(rows, task) for rows in (task.train, task.validation, task.test))
+            made.append(Task(task.name, train, validation, test, ()))
+        return cls(tuple(made))
 
     def sealed(self) -> tuple[Stream, Vault]:
         """The same stream with test examples that raise `LeakError` while the vault is closed."""
@@ -198,10 +247,12 @@ class Sealed(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.vault.check()
         return self.examples[index]
 
-    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, indices: Tensor, device: torch.device, draws: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Inputs and targets at `indices`, while the vault is open."""
         self.vault.check()
-        return self.examples.batch(indices, device)
+        return self.examples.batch(indices, device, draws)
 
     def sha256(self) -> str:
         """Hash of the examples, for the protocol card; tells nothing to a learner."""

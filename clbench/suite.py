@@ -18,6 +18,8 @@ class Contender:
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the recipe that this row has otherwise."""
     label: str = ""
     """What tells this row from another of the same method; empty for the plain one."""
 
@@ -48,12 +50,23 @@ class Suite:
     contenders: tuple[Contender, ...]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings of a method that this suite has tuned: method -> field -> value."""
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How a method is taught where that is not the suite's recipe: method -> field of the recipe -> value."""
+    weights: str = "default"
+    """The backbone's weights: `default`, or `random` for timing alone."""
+    notes: Callable[[Stream], tuple[str, ...]] = lambda stream: ()
+    """What is known about the data of a stream, for the protocol card."""
     score: str = "accuracy"
     references: tuple[Reference, ...] = ()
 
     def stream(self, order_seed: int = 0) -> Stream:
         """The tasks in the order of `order_seed`."""
         return self.make_stream(order_seed)
+
+    def recipe_of(self, contender: Contender) -> Recipe:
+        """What a row is taught by. Raises ValidationError for a field that recipes lack."""
+        changed = {**self.recipes.get(contender.method, {}), **contender.recipe}
+        return Recipe(**{**self.recipe.model_dump(), **changed}) if changed else self.recipe
 
     def protocol(self, stream: Stream, order_seed: int) -> Protocol:
         """The suite's own card; a method's terms are put in by the runner."""
@@ -63,11 +76,19 @@ class Suite:
             stream_sha256=stream.sha256(),
             order_seed=order_seed,
             tasks=len(stream),
-            backbone=self.backbone,
-            weights_sha256=backbones.weights_sha256(self.backbone),
+            backbone=backbones.without_path(self.backbone),
+            weights_sha256=backbones.weights_sha256(self.backbone, weights=self.weights),
             transform=self.transform,
             normalisation=self.normalisation,
             score=self.score,
             epochs=self.recipe.epochs,
+            task_epochs=self.recipe.task_epochs,
             batch_size=self.recipe.batch_size,
+            eval_samples=self.recipe.eval_samples,
+            data=self.notes(stream),
+            marks=self._marks(),
         )
+
+    def _marks(self) -> tuple[str, ...]:
+        """What every number of the suite must be read with."""
+        return ("random weights: for timing alone",) if self.weights == "random" else ()

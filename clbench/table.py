@@ -13,7 +13,7 @@ from clbench.metrics import Undefined
 from clbench.protocol import METHOD_TERMS, digest
 from clbench.record import Record, TaskCosts
 from clbench.remarks import remarks, unfinished
-from clbench.row import Number, Row
+from clbench.row import Number, Row, row_label
 from clbench.stats import Outcomes, Spread, spread
 
 # Overhead needs one method whose step is the plain training step that all others extend. This is the one place of
@@ -24,15 +24,18 @@ MIB = 2**20
 
 Run = tuple[int, int]
 """Order seed and initialisation seed: what pairs the runs of two methods."""
+Exam = tuple[str, int, str]
+"""Suite, order seed and suite hash: what the rows of one table share."""
 ReadOutcomes = Callable[[Record], Outcomes | None]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one suite and one protocol hash: ranked ones first, then stale, failed and unsupported ones."""
+    """Rows of one suite and one protocol hash: ranked ones first, then stale, failed, unsupported and missing ones."""
 
     suite: str
     suite_hash: str
+    backbone: str
     tasks: int
     score_name: str
     reference: str
@@ -43,27 +46,43 @@ class Table:
     """Where the protocol differs from the suite's other tables: 'order_seed 1'; '' for the only table."""
     untested: str
     """Which rows no paired test covers, and why; '' for none."""
+    seeds_missing: str
+    """Which rows lack a seed that others have: 'ewc: 1, 2; joint: 2'; '' for none."""
 
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices of its rows."""
-        return tuple(sorted({row.device for row in self.rows}))
+        return tuple(sorted({row.device for row in self.rows if row.device}))
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """The runs behind one row."""
 
     records: tuple[Record, ...]
     stale: bool
     left_out: int
+    """How many stale runs newer ones replace."""
 
     @cached_property
     def done(self) -> tuple[Record, ...]:
+        """The finished ones."""
         return tuple(record for record in self.records if record.status == "done")
 
     @property
+    def label(self) -> str:
+        """The method, with its variant in brackets."""
+        return row_label(self.records[0].method, self.records[0].variant)
+
+    @property
+    def device(self) -> str:
+        """The device's name, and the precision unless float32."""
+        origin = self.records[0].origin
+        return origin.device if origin.precision == "float32" else f"{origin.device}, {origin.precision}"
+
+    @property
     def status(self) -> Literal["done", "stale", "failed", "unsupported"]:
+        """Of the row."""
         if self.stale:
             return "stale"
         if self.done:
@@ -84,53 +103,79 @@ def make_tables(
     reads what a run answered per example (see `stats`), None where that was not kept. `reference` is the method
     (without variant) that overheads are relative to.
     """
-    exams: dict[tuple[str, int, str], list[Record]] = defaultdict(list)
+    made = exams(records, stale)
+    return tuple(_table(groups, outcomes, reference, _differs(exam, made)) for exam, groups in made.items())
+
+
+def exams(records: Iterable[Record], stale: Collection[str] = ()) -> dict[Exam, list[Group]]:
+    """The runs behind the rows of every table, exams in order; `stale` as in `make_tables`."""
+    sorted_out: dict[Exam, list[Record]] = defaultdict(list)
     for record in records:
-        exams[record.suite, record.order_seed, record.suite_hash].append(record)
-    return tuple(
-        _table(exams[exam], frozenset(stale), outcomes, reference, _differs(exam, exams)) for exam in sorted(exams)
-    )
+        sorted_out[record.suite, record.order_seed, record.suite_hash].append(record)
+    return {exam: _groups(sorted_out[exam], frozenset(stale)) for exam in sorted(sorted_out)}
 
 
-def _table(
-    records: Sequence[Record], stale: Collection[str], outcomes: ReadOutcomes, reference: str, differs: str
-) -> Table:
-    groups = _groups(records, stale)
+def run_of(record: Record) -> Run:
+    """What pairs a run with another method's."""
+    return record.order_seed, record.seed
+
+
+def labels(groups: Sequence[Group]) -> list[str]:
+    """A name for each row, with the device where they are of several."""
+    several = len({group.device for group in groups}) > 1
+    return [f"{group.label} on {group.device}" if several else group.label for group in groups]
+
+
+def _table(groups: Sequence[Group], outcomes: ReadOutcomes, reference: str, differs: str) -> Table:
     rows = [_row(group, _overhead(group, groups, reference)) for group in groups]
     rows, untested = _ranked(rows, groups, outcomes)
     rows.sort(key=_place)
     rows, footnotes = _marked(rows)
-    first = records[0]
+    first = groups[0].records[0]
     return Table(
-        first.suite, first.suite_hash, len(first.tasks), first.score_name, reference,
-        tuple(rows), footnotes, differs, untested,
-    )  # fmt: skip
+        suite=first.suite,
+        suite_hash=first.suite_hash,
+        backbone=str(first.suite_protocol.get("backbone", "")),
+        tasks=len(first.tasks),
+        score_name=first.score_name,
+        reference=reference,
+        rows=tuple(rows),
+        footnotes=footnotes,
+        differs=differs,
+        untested=untested,
+        seeds_missing=_seeds_missing(groups),
+    )
 
 
-def _differs(exam: tuple[str, int, str], exams: Mapping[tuple[str, int, str], Sequence[Record]]) -> str:
+def _seeds_missing(groups: Sequence[Group]) -> str:
+    finished = [group for group in groups if group.status == "done"]
+    seeds = {group.device: {r.seed for g in finished if g.device == group.device for r in g.done} for group in finished}
+    lacking = {
+        label: sorted(seeds[group.device] - {r.seed for r in group.done})
+        for label, group in zip(labels(finished), finished, strict=True)
+    }
+    return "; ".join(f"{label}: {', '.join(map(str, those))}" for label, those in lacking.items() if those)
+
+
+def _differs(exam: Exam, made: Mapping[Exam, Sequence[Group]]) -> str:
     """The protocol terms, and their values here, that vary between the tables of one suite."""
-    cards = [group[0].suite_protocol for key, group in exams.items() if key[0] == exam[0]]
-    mine = exams[exam][0].suite_protocol
+    cards = [groups[0].records[0].suite_protocol for key, groups in made.items() if key[0] == exam[0]]
+    mine = made[exam][0].records[0].suite_protocol
     terms = [term for term in mine if term not in METHOD_TERMS and any(c.get(term) != mine[term] for c in cards)]
     return ", ".join(f"{term} {str(mine[term])[:12]}" for term in terms)
 
 
-def _device(record: Record) -> str:
-    origin = record.origin
-    return origin.device if origin.precision == "float32" else f"{origin.device}, {origin.precision}"
-
-
-def _groups(records: Sequence[Record], stale: Collection[str]) -> list[_Group]:
+def _groups(records: Sequence[Record], stale: Collection[str]) -> list[Group]:
     """Runs of equal method, settings and device; stale ones only where there is no fresh one."""
     cells: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for r in records:
-        cells[r.method, r.variant, _device(r), digest([r.params, r.recipe])].append(r)
+        cells[r.method, r.variant, r.origin.device, r.origin.precision, digest([r.params, r.recipe])].append(r)
     groups = []
     for _, cell in sorted(cells.items()):
         fresh = [record for record in cell if record.key not in stale]
         newest = max(cell, key=lambda record: record.origin.started).fingerprint
         chosen = fresh or [record for record in cell if record.fingerprint == newest]
-        groups.append(_Group(_one_per_run(chosen), not fresh, len(cell) - len(chosen)))
+        groups.append(Group(_one_per_run(chosen), not fresh, len(cell) - len(chosen)))
     return groups
 
 
@@ -138,15 +183,11 @@ def _one_per_run(records: Sequence[Record]) -> tuple[Record, ...]:
     """The best record of each run: a finished one before a failed one, then the latest."""
     runs: dict[Run, Record] = {}
     for record in sorted(records, key=lambda r: (r.status == "done", r.origin.started)):
-        runs[_run(record)] = record
+        runs[run_of(record)] = record
     return tuple(runs[run] for run in sorted(runs))
 
 
-def _run(record: Record) -> Run:
-    return record.order_seed, record.seed
-
-
-def _row(group: _Group, overhead: Number) -> Row:
+def _row(group: Group, overhead: Number) -> Row:
     first, reason = group.records[0], unfinished(group.records)
     if group.stale:
         reason = "; ".join(filter(None, (reason, "the method's source has changed since")))
@@ -196,7 +237,7 @@ def _row(group: _Group, overhead: Number) -> Row:
         trainable_parameters=parameters if isinstance(parameters, Undefined) else round(parameters),
         stored_mib=cost(lambda costs: costs[-1].stored_bytes / MIB).mean,
         flops_per_step=cost(_flops).mean,
-        device=_device(first),
+        device=group.device,
         epochs_differ=any(r.protocol.get("epochs") != r.suite_protocol.get("epochs") for r in group.done),
         marks=tuple(remarks(group.records, stale=group.stale, left_out=group.left_out)),
         status=group.status,
@@ -221,16 +262,16 @@ def _flops(costs: Sequence[TaskCosts]) -> Number:
     return sum(counted) / len(counted) if len(counted) == len(costs) else Undefined("FLOPs were not counted")
 
 
-def _overhead(group: _Group, groups: Sequence[_Group], reference: str) -> Number:
+def _overhead(group: Group, groups: Sequence[Group], reference: str) -> Number:
     """Mean over common seeds of the seconds per sample relative to the reference's, on one device."""
     if group.stale or not group.done:
         return Undefined(group.status)
-    device, recipe = _device(group.records[0]), group.records[0].recipe
+    recipe = group.records[0].recipe
     others = [
         other
         for other in groups
         if other.done and not other.stale and other.done[0].method == reference and _plain(other.done[0].variant)
-        if _device(other.records[0]) == device
+        if other.device == group.device
     ]
     if not others:
         return Undefined(f"no finished run of {reference} on this device")
@@ -247,30 +288,26 @@ def _plain(variant: str) -> bool:
     return all(word.startswith("recipe.") for word in variant.split(", ") if word)
 
 
-def _uncontended(group: _Group) -> dict[tuple[Run, int], float]:
+def _uncontended(group: Group) -> dict[tuple[Run, int], float]:
     """Seconds per sample of the runs that had the device to themselves, by run and thread count."""
-    timed = {(_run(r), r.origin.threads): _seconds_per_sample(r.costs) for r in group.done if not r.contended}
+    timed = {(run_of(r), r.origin.threads): _seconds_per_sample(r.costs) for r in group.done if not r.contended}
     return {run: seconds for run, seconds in timed.items() if not isinstance(seconds, Undefined)}
 
 
-def _ranked(rows: Sequence[Row], groups: Sequence[_Group], outcomes: ReadOutcomes) -> tuple[list[Row], str]:
+def _ranked(rows: Sequence[Row], groups: Sequence[Group], outcomes: ReadOutcomes) -> tuple[list[Row], str]:
     """The rows with rank and ties, and in words which rows could not be tested."""
     means = {i: row.avg_accuracy_mean for i, row in enumerate(rows) if row.status == "done"}
     finished = {i: mean for i, mean in means.items() if not isinstance(mean, Undefined)}
     places = list(finished)
-    read: list[dict[Run, Outcomes]] = [
-        {_run(r): kept for r in groups[i].done if (kept := outcomes(r)) is not None} for i in places
-    ]
-    tests = stats.paired_tests(read)
+    tests = stats.paired_tests([answers_of(groups[i], outcomes) for i in places])
     ties = {pair: stats.tied(p) for pair, p in tests.items()}
     answer = list(rows)
-    several = len({rows[i].device for i in places}) > 1
-    labels = [f"{rows[i].label} on {rows[i].device}" if several else rows[i].label for i in places]
+    names = labels([groups[i] for i in places])
     for j, (i, rank) in enumerate(zip(places, stats.rank(list(finished.values()), ties), strict=True)):
-        equals = tuple(labels[k] for k in range(len(places)) if ties.get((min(j, k), max(j, k)), False))
+        equals = tuple(names[k] for k in range(len(places)) if ties.get((min(j, k), max(j, k)), False))
         answer[i] = replace(rows[i], rank=rank, tied_with=equals)
     failures: dict[str, list[str]] = defaultdict(list)
-    for j, label in enumerate(labels):
+    for j, label in enumerate(names):
         mine = [p for pair, p in tests.items() if j in pair]
         why = [p.reason for p in mine if isinstance(p, Undefined)]
         if why and len(why) == len(mine):
@@ -278,9 +315,14 @@ def _ranked(rows: Sequence[Row], groups: Sequence[_Group], outcomes: ReadOutcome
     return answer, "; ".join(f"{', '.join(these)}: {why}" for why, these in failures.items())
 
 
+def answers_of(group: Group, outcomes: ReadOutcomes) -> dict[Run, Outcomes]:
+    """What the finished runs of a row answered, where that was kept."""
+    return {run_of(record): kept for record in group.done if (kept := outcomes(record)) is not None}
+
+
 def _place(row: Row) -> tuple[Any, ...]:
     """Sort key: rank, accuracy, then the rows without them by status and name."""
-    status = ("done", "stale", "failed", "unsupported").index(row.status)
+    status = ("done", "stale", "failed", "unsupported", "missing").index(row.status)
     rank = row.rank if isinstance(row.rank, int) else 0
     accuracy = 0.0 if isinstance(row.avg_accuracy_mean, Undefined) else row.avg_accuracy_mean
     return status, rank, -accuracy, row.label, row.device

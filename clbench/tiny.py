@@ -1,4 +1,4 @@
-"""tiny: random patterns on a random ViT, for laws, tests and trying things out in seconds."""
+"""Tiny suites, of images and of text, on random weights: for laws, tests and trying things out in seconds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from clbench.recipe import Recipe
 from clbench.seeding import generator
 from clbench.stream import ImageSet, Stream, Task
 from clbench.suite import Contender, Suite
+from clbench.text import Row, TextTask
 
 CLASSES_PER_TASK = 2
 TRAIN, VALIDATION, TEST = 32, 8, 16
@@ -62,4 +63,50 @@ tiny = Suite(
         "coda-prompt": {"components": 4, "length": 2},
         "ranpac": {"expansion": 128},
     },
+)
+
+LETTERS, SYMBOLS = "ABCDEFGH", "+-*/=<>#"
+
+
+def text_task(index: int, order_seed: int = 0) -> TextTask:
+    """Which of two symbols is in a row of small letters: the answer is one of the task's own two capital letters."""
+    draws = generator(0, "tiny text", index, order_seed)
+    answers = LETTERS[2 * index % 8 : 2 * index % 8 + 2]
+
+    def rows(count: int) -> tuple[Row, ...]:
+        made = []
+        for number in range(count):
+            body = [chr(97 + int(place)) for place in torch.randint(26, (5,), generator=draws)]
+            body[int(torch.randint(5, (1,), generator=draws))] = SYMBOLS[number % 2]
+            made.append(Row(f"{index}{''.join(body)}?", answers[number % 2]))
+        return tuple(made)
+
+    return TextTask(
+        name=f"{answers[0]} or {answers[1]}",
+        kind="letter",
+        prefix=str(index),
+        cue="?",
+        answer_tokens=2,
+        train=rows(2 * TRAIN),
+        validation=rows(2 * VALIDATION),
+        test=rows(2 * TEST),
+    )
+
+
+def text_stream(order_seed: int = 0, tasks: int = 3) -> Stream:
+    """`tasks` tasks of text; the first ones do not depend on how many follow."""
+    return Stream.of_text([text_task(index, order_seed) for index in range(tasks)])
+
+
+tiny_text = Suite(
+    name="tiny-text",
+    make_stream=text_stream,
+    stream_name="tiny-text",
+    backbone="nano-lm",
+    recipe=Recipe(epochs=10, batch_size=32, learning_rate=3e-2, lora_rank=4, lora_alpha=8),
+    transform="none",
+    normalisation="none",
+    contenders=(Contender("seqlora"), Contender("replay"), Contender("joint")),
+    score="strict",
+    settings={"replay": {"buffer_samples": 24, "replay_batch": 8}},
 )

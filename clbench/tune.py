@@ -21,7 +21,7 @@ from clbench.record import Record
 from clbench.seeding import derive
 from clbench.store import Store
 from clbench.stream import Stream
-from clbench.suite import Suite
+from clbench.suite import Contender, Suite
 
 LEARNING_RATE = Search(0.1, 10)
 """Of every method that trains: relative to its own, or the recipe's."""
@@ -140,7 +140,7 @@ def tune(
     reason = base.unsupported(stream)
     if reason is not None:
         raise Unsupported(f"{base.name} cannot be tuned on '{suite.name}': {reason}")
-    where = ranges(base, suite.recipe.learning_rate)
+    where = ranges(base, suite.recipe_of(Contender(base.name)).learning_rate)
     if not where:
         raise Unsupported(f"{base.name} trains nothing and declares no range to search; there is nothing to tune.")
     values = [{}, *suggestions(where, trials - 1, derive(seed, "tune"))]
@@ -170,10 +170,10 @@ def _cells(
     seed: int,
     device: torch.device,
 ) -> list[Cell]:
-    rows = []
+    rows, recipe = [], suite.recipe_of(Contender(base.name))
     for changed in values:
         method = type(base)(**{**base.model_dump(), **changed})
-        rows.append(Row(method, ", ".join(f"{name}={value:g}" for name, value in changed.items()), fingerprint))
+        rows.append(Row(method, ", ".join(f"{name}={value:g}" for name, value in changed.items()), fingerprint, recipe))
     kind = "cuda" if device.type == "cuda" else "cpu"
     judged = {"scored_on": "validation"}
     return [

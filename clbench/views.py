@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from clbench.method import Method
     from clbench.record import Record
     from clbench.store import Loaded, Store
-    from clbench.suite import Suite
+    from clbench.suite import Contender, Suite
     from clbench.table import Table
 
 KINDS = ("methods", "suites", "backbones", "runs")
@@ -68,11 +69,16 @@ def tables(loaded: Loaded, records: Iterable[Record], known: Mapping[str, str] |
     """
     from clbench.table import make_tables
 
+    chosen = list(records)
+    return make_tables(chosen, stale=stale(chosen, known), outcomes=loaded.outcomes)
+
+
+def stale(records: Iterable[Record], known: Mapping[str, str] | None = None) -> set[str]:
+    """Keys of the records whose method has changed since; `known` as in `tables`."""
     chosen = sorted(records, key=lambda record: record.origin.started)
     latest = {record.method: record.fingerprint for record in chosen}
     current = {**latest, **catalog.current_fingerprints(), **(known or {})}
-    stale = {record.key for record in chosen if current[record.method] != record.fingerprint}
-    return make_tables(chosen, stale=stale, outcomes=loaded.outcomes)
+    return {record.key for record in chosen if current[record.method] != record.fingerprint}
 
 
 def print_tables(made: Sequence[Table], format: str = "text") -> None:
@@ -106,16 +112,34 @@ def _advice(suite: str, published: bool) -> str:
     return f"run 'clbench run {suite}{' --publish' if published else ''}' first or pass another --store."
 
 
-def leaderboard(store: Store, suites: Sequence[str], published: bool, out: Path) -> int:
-    """Write the tables of `suites`, or of all there are, to `out` as CSV; returns the number of rows."""
-    from clbench.report.leaderboard import write_leaderboard
+@dataclass(frozen=True)
+class Shelf:
+    """What a store holds of one suite."""
 
-    made: list[Table] = []
+    suite: str
+    loaded: Loaded
+    records: tuple[Record, ...]
+    stale: frozenset[str]
+    """Keys of the records whose method has changed since."""
+    tables: tuple[Table, ...]
+
+
+def shelves(store: Store, suites: Sequence[str], published: bool) -> list[Shelf]:
+    """The records and tables of `suites`, or of all that the store holds."""
+    from clbench.table import make_tables
+
+    found = []
     for suite in dict.fromkeys(suites) if suites else _held(store, published):
         loaded, records = records_of(store, suite, published)
-        made += tables(loaded, records)
-    write_leaderboard(made, out)
-    return sum(len(table.rows) for table in made)
+        changed = frozenset(stale(records))
+        made = make_tables(records, stale=changed, outcomes=loaded.outcomes)
+        found.append(Shelf(suite, loaded, tuple(records), changed, made))
+    return found
+
+
+def contenders(suite: str) -> tuple[Contender, ...]:
+    """The methods that a suite lists; none where the suite is not listed itself."""
+    return catalog.suite(suite).contenders if suite in catalog.suites() else ()
 
 
 def _held(store: Store, published: bool) -> list[str]:

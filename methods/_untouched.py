@@ -13,5 +13,5 @@ def untouched(strategy: Strategy, inputs: Tensor) -> Tensor:
     """Float features `[batch, width]` of `inputs` without any prompt or prefix, in the recipe's precision."""
     model = strategy.model
     with torch.autocast(strategy.device.type, torch.bfloat16, enabled=strategy.recipe.precision == "bfloat16"):
-        features: Tensor = model.query(model.tokens(inputs))
+        features: Tensor = model.query(inputs)
     return features.float()

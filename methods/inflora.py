@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from clbench.adapters.lora import LoRA
+from clbench.loader import Loader
 from clbench.method import Method, Resources, Search, Workbench
-from clbench.strategy import Loader, Plugin, Strategy
+from clbench.strategy import Plugin, Strategy
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clbench.adapters.lora import LoRA
+from clbench.loader import Loader
 from clbench.method import Method, Resources, Search, Workbench
 from clbench.methods._untouched import untouched
-from clbench.strategy import Loader, Plugin, Strategy
+from clbench.strategy import Plugin, Strategy
 
 
 class TaskAttention(nn.Module):

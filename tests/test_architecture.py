@@ -22,13 +22,14 @@ ROOT = Path(__file__).parents[1]
 
 # Within a floor, a bar is a step: what stands right of it may also import what stands left of it.
 FLOORS = (
-    "errors seeding terms | text record metrics scoring stream model recipe files glyphs contents fingerprint",
-    "protocol backbones adapters meter checkpoint origin | method",
-    "suite strategy store stats row remarks | table tiny",
+    "errors seeding terms padding datafolder text | record metrics scoring stream transforms recipe files glyphs words "
+    "contents fingerprint | model",
+    "protocol backbones adapters meter checkpoint origin data | method imagestore",
+    "loader | suite strategy store stats row remarks | table tiny | significance arrange",
     "report methods suites",
-    "plan exam costs | runner | executors | tune conformance live",
+    "marking | plan exam costs | runner | executors | tune conformance live",
     "catalog",
-    "memo views | compare skeleton doctor | cli | __main__",
+    "memo views options | compare skeleton doctor cli_data cli_report cli_tables | cli | __main__",
 )
 FLOOR = {
     name: (floor, step)
@@ -37,12 +38,12 @@ FLOOR = {
     for name in names.split()
 }
 
-OPEN_ROOMS = {"adapters", "backbones", "report", "scoring"}
+OPEN_ROOMS = {"adapters", "backbones", "data", "report", "scoring"}
 """Packages whose modules may import one another. In methods and suites only private siblings are shared."""
 
 TORCH_FREE = [
     *("record", "metrics", "store", "table", "stats", "report", "contents", "fingerprint", "errors", "protocol"),
-    *("terms", "remarks", "recipe", "files", "catalog", "cli", "methods", "suites"),
+    *("significance", "arrange", "terms", "remarks", "recipe", "files", "catalog", "cli", "methods", "suites", "data.prepare"),
 ]
 HEAVY = ("torch", "torchvision", "avalanche", "transformers", "timm", "peft")
 

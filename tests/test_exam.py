@@ -66,8 +66,8 @@ def test_an_answer_lies_at_its_own_examples_place(asked: Callable[[Answer], exam
 
     for index in range(3):
         answered = asked(know).score(index)
-        assert answered.scores == [1.0] * (index + 1)
-        assert answered.predictions.tolist() == torch.cat([test.targets for test in tests[: index + 1]]).tolist()
+        assert answered.scores == {"score": [1.0] * (index + 1)}
+        assert answered.facts["round"].tolist() == torch.cat([test.targets for test in tests[: index + 1]]).tolist()
 
 
 def test_scoring_batches_mix_the_tasks(asked: Callable[[Answer], exam.Exam]) -> None:
@@ -102,16 +102,16 @@ def test_inferred_tasks_are_compared_with_the_true_ones(asked: Callable[[Answer]
     for index, share in enumerate([1.0, 1.0, 2 / 3]):
         answered = taught.score(index)
         assert answered.router_accuracy == share
-        assert answered.inferred is not None
-        assert answered.inferred.dtype == torch.int32
-        assert answered.inferred.tolist() == [min(j, 1) for j in range(index + 1) for _ in range(32)]
+        assert answered.facts["inferred"].dtype == torch.int32
+        assert answered.facts["inferred"].tolist() == [min(j, 1) for j in range(index + 1) for _ in range(32)]
 
 
 def test_the_score_is_the_same_whether_a_task_is_inferred_or_not(asked: Callable[[Answer], exam.Exam]) -> None:
     plain = asked(nothing).score(2)
     routed = asked(lambda strategy: infer(strategy, 0)).score(2)
-    assert (plain.inferred, plain.router_accuracy) == (None, None)
-    assert torch.equal(plain.predictions, routed.predictions)
+    assert "inferred" not in plain.facts
+    assert plain.router_accuracy is None
+    assert torch.equal(plain.facts["round"], routed.facts["round"])
     assert plain.scores == routed.scores
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 from rich.console import Console
@@ -18,8 +19,8 @@ from clbench import files
 from clbench.errors import ClbenchError, UnknownName
 from clbench.record import Record
 from clbench.report import grid, leaderboard, markup
-from clbench.report.leaderboard import frame, write_leaderboard
-from clbench.report.render import FORMATS, render
+from clbench.report.leaderboard import frame
+from clbench.report.render import FORMATS, SUFFIXES, format_of, render, write
 from clbench.report.text import print_text, text
 from clbench.row import columns
 from clbench.table import REFERENCE_METHOD, Table, make_tables
@@ -193,32 +194,76 @@ def test_an_unknown_format_is_refused() -> None:
         render(example(), "markdwn")
 
 
-def test_write_leaderboard(tmp_path: Path) -> None:
+def test_writing_leaves_the_whole_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "all.csv"
     path.write_text("before")
-    write_leaderboard(example(), path)
+    write(render(example(), "csv"), path)
     assert path.read_text(encoding="utf-8") == render(example(), "csv")
     assert [file.name for file in tmp_path.iterdir()] == ["all.csv"]
 
 
-def test_a_leaderboard_that_cannot_be_written_names_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_file_says_its_format() -> None:
+    assert set(SUFFIXES.values()) == set(FORMATS)
+    assert format_of(Path("a.b.tex")) == "latex"
+    with pytest.raises(
+        ClbenchError, match=r"'all\.doc' does not say .* end its name in \.txt, \.csv, .* pass --format"
+    ):
+        format_of(Path("all.doc"))
+
+
+def tied_table() -> Table:
+    """Two rows that are right on the same examples, and a third."""
+    labels = np.zeros(200, dtype=int)
+    shares = {"ewc": 0.9, "gem": 0.895, "olora": 0.5}
+
+    def answers(record: Record) -> dict[str, Any]:
+        right = np.arange(200) < shares[record.method] * 200
+        return {"labels": labels, "tasks": labels, "round_2": np.where(right, 0, 1)}
+
+    (made,) = make_tables([run(name, last=(share, share)) for name, share in shares.items()], outcomes=answers)
+    return made
+
+
+def test_the_best_is_bold_and_what_is_tied_with_it_underlined() -> None:
+    shown = grid.grid(tied_table())
+    assert [(line[0].text, line[2].best, line[2].tied) for line in shown.lines] == [
+        ("1", True, False),
+        ("1", False, True),
+        ("3", False, False),
+    ]
+    assert "<u>89.50 ± – (1)</u>" in render([tied_table()], "markdown")
+    assert r"\textbf{90.00 $\pm$ -- (1)}" in render([tied_table()], "latex")
+    assert r"\underline{89.50 $\pm$ -- (1)}" in render([tied_table()], "latex")
+    file = io.StringIO()
+    print_text(tied_table(), Console(file=file, width=120, force_terminal=True, color_system="standard"))
+    assert "\x1b[4m" in file.getvalue()
+
+
+def test_seeds_that_a_row_lacks_are_named() -> None:
+    assert (
+        "n",
+        "seeds that other rows have and these lack: ewc: 2; joint: 1, 2; seqlora (head_masking=seen): 1, 2",
+    ) in (grid.grid(example()[0]).footnotes)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = tmp_path / "absent" / "all.csv"
     with pytest.raises(ClbenchError, match=f"'{absent.parent}' does not exist; create the folder"):
-        write_leaderboard(example(), absent)
+        write("x", absent)
     assert not absent.parent.exists()
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(ClbenchError, match="is not a folder"):
-        write_leaderboard(example(), file / "all.csv")
+        write("x", file / "all.csv")
     with pytest.raises(ClbenchError, match="it is a folder"):
-        write_leaderboard(example(), tmp_path)
+        write("x", tmp_path)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
     with pytest.raises(ClbenchError, match=r"all\.csv' is not writable"):
-        write_leaderboard(example(), tmp_path / "all.csv")
+        write("x", tmp_path / "all.csv")
 
 
 def test_printing_a_table_loads_neither_pandas_nor_torch() -> None:

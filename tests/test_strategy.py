@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench import backbones, catalog
 from clbench.errors import BadValue, Diverged, UnknownName
+from clbench.loader import Loader
 from clbench.meter import Meter
 from clbench.method import Workbench
 from clbench.recipe import Recipe
-from clbench.strategy import Answers, Loader, Plugin, Strategy
+from clbench.strategy import Answers, Plugin, Strategy
 from clbench.stream import ImageSet
 from clbench.tiny import stream as tiny_stream
 
@@ -231,7 +232,7 @@ def routed(infer: Callable[[int, Strategy], Any]) -> tuple[Answers, Router]:
     strategy = learner("ncm", extra=[router])
     for index, task in enumerate(tiny_stream().tasks[:2]):
         strategy.task_index = index
-        strategy.see(task.classes)
+        strategy.see(task)
     test = tiny_stream().tasks[0].test
     answers = strategy.answer(test, torch.zeros(len(test), dtype=torch.int64), batch_size=12)
     assert strategy.inferred is None

@@ -329,6 +329,18 @@ def test_ties_across_devices_name_the_device() -> None:
     assert [line.tied_with for line in made.rows] == [("ewc on cpu",), ("ewc on H200",)]
 
 
+def test_seeds_that_other_rows_of_the_device_have() -> None:
+    gpu = {"device": "H200", "device_kind": "cuda"}
+    bad = {"status": "failed", "reason": "x", "scores": (), "costs": ()}
+    records = [run("ewc", 0), run("ewc", 2), run("gem", 2), run("l2p", 5, **bad), run("far", 7, origin=gpu)]
+    assert only(records).seeds_missing == "gem on cpu: 0"
+    assert only([run("ewc"), run("gem")]).seeds_missing == ""
+
+
+def test_a_table_names_its_backbone() -> None:
+    assert only([run("ewc", suite_protocol={**CARD, "backbone": "small-vit"})]).backbone == "small-vit"
+
+
 def test_order_of_records_does_not_matter() -> None:
     records = [run(name, seed, last=(0.1 * seed, 0.5)) for name in ("ewc", "gem", "olora") for seed in range(3)]
     assert make_tables(records) == make_tables(records[::-1])

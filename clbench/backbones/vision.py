@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models import create_model, load_state_dict
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clbench.errors import BadValue, NotAvailable
-from clbench.model import Classifier, Head, Prefixes, Site
+from clbench.errors import BadValue, NotAvailable, UnknownName
+from clbench.model import Head, ImageClassifier, Prefixes, Site
+
+NORMALISATIONS = {
+    "none": None,
+    "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+}
+"""Mean and deviation of each colour of images in [0, 1]; images are shifted and divided by them."""
+MOST_KEYS = 4
+"""How many weights of a kind an error may list."""
 
 
 def glyph_vit() -> VisionTransformer:
@@ -33,20 +48,119 @@ def tiny_vit() -> VisionTransformer:
     )
 
 
+def cifar_vit() -> VisionTransformer:
+    """The architecture of `cifar-vit`: 32x32 colour images, patch 4, width 192, 6 blocks, 3 heads; 2.7 M weights."""
+    return VisionTransformer(
+        img_size=32, patch_size=4, in_chans=3, num_classes=0, embed_dim=192, depth=6, num_heads=3, global_pool="token"
+    )
+
+
+OWN: dict[str, Callable[[], VisionTransformer]] = {"cifar-vit": cifar_vit}
+"""Architectures that are not timm's."""
+
+
+def new_body(architecture: str) -> VisionTransformer:
+    """One of `OWN`, or of timm by its name, with random weights drawn with seed 0.
+
+    Raises BadValue for what is not a vision transformer of plain blocks.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = OWN[architecture]() if architecture in OWN else create_model(architecture, num_classes=0)
+    if not isinstance(body, VisionTransformer):
+        raise BadValue(f"'{architecture}' is timm's {type(body).__name__}; a backbone is a VisionTransformer of timm.")
+    for block in body.blocks:
+        _with_attention(block)
+    return body
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what the readers of weights raise at a torn or foreign file into NotAvailable."""
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        words = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise NotAvailable(f"'{path}' cannot be read as weights: {words}. Fetch it again, or pass another.") from error
+
+
+def load(body: VisionTransformer, path: Path) -> None:
+    """Put the weights at `path` into `body`: `.safetensors`, a checkpoint of timm, or Google's `.npz`.
+
+    A classification head is left out; positions of another grid are resampled, as timm does. Raises NotAvailable
+    where the file cannot be read or holds other weights.
+    """
+    with readable(path):
+        if path.suffix == ".npz":
+            body.load_pretrained(str(path))
+            return
+        named = checkpoint_filter_fn(load_state_dict(str(path)), body)
+    fill(body, {key: value for key, value in named.items() if not key.startswith("head.")}, path)
+
+
+def fill(body: VisionTransformer, named: Mapping[str, Tensor], path: Path) -> None:
+    """Put `named` weights, read from `path`, into `body`; all of them fit or NotAvailable names those that do not."""
+    expected = body.state_dict()
+    wrong = {
+        "lacks": [key for key in expected if key not in named],
+        "has unknown": [key for key in named if key not in expected],
+        "has of another shape": [k for k in expected if k in named and named[k].shape != expected[k].shape],
+    }
+    found = [f"{kind} {_some(keys)}" for kind, keys in wrong.items() if keys]
+    if found:
+        raise NotAvailable(f"'{path}' {'; '.join(found)}. Pass weights of this architecture.")
+    body.load_state_dict(dict(named))
+
+
+def _some(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - MOST_KEYS} more" if len(keys) > MOST_KEYS else ""
+    return ", ".join(keys[:MOST_KEYS]) + more
+
+
 def to_unit(images: Tensor) -> Tensor:
     """uint8 images to floats in [0, 1], the normalisation called `none`."""
     return images.float() / 255
 
 
-class VisionClassifier(Classifier):
-    """A timm vision transformer with a head over all classes of the stream."""
+class VisionClassifier(ImageClassifier):
+    """A timm vision transformer with a head over all classes of the stream.
 
-    def __init__(self, body: VisionTransformer, classes: int, seed: int) -> None:
+    Images are uint8 `[batch, channels, height, width]`. Raises UnknownName for a normalisation not in
+    `NORMALISATIONS`, BadValue for another than `none` with a backbone of grey images.
+    """
+
+    mean: Tensor | None
+    deviation: Tensor | None
+
+    def __init__(self, body: VisionTransformer, classes: int, seed: int, normalisation: str = "none") -> None:
         super().__init__()
         self.body: VisionTransformer = body
+        self.image_shape: tuple[int, ...] = (body.in_chans, *body.patch_embed.img_size)
+        self._normalise_by(normalisation)
         self.width = int(body.embed_dim)
         self.classes = classes
         self.head: nn.Module = Head(self.width, classes, seed)
+
+    def _normalise_by(self, name: str) -> None:
+        if name not in NORMALISATIONS:
+            raise UnknownName("normalisation", name, NORMALISATIONS)
+        pair = NORMALISATIONS[name]
+        if pair is not None and self.image_shape[0] != 3:
+            raise BadValue(f"a backbone of grey images takes the normalisation 'none'; got '{name}'.")
+        for part, numbers in zip(("mean", "deviation"), pair or (None, None), strict=True):
+            value = None if numbers is None else torch.tensor(numbers).view(1, 3, 1, 1)
+            self.register_buffer(part, value, persistent=False)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Floats as the first layer takes them. Raises BadValue for images of another size."""
+        if tuple(images.shape[1:]) != self.image_shape:
+            wanted, got = ("x".join(map(str, shape)) for shape in (self.image_shape, images.shape[1:]))
+            raise BadValue(
+                f"the backbone takes images of {wanted} (channels, height, width); got {got}. "
+                f"Choose a transform that gives {self.image_shape[-1]} pixels, or another backbone."
+            )
+        unit = to_unit(images)
+        return unit if self.mean is None or self.deviation is None else (unit - self.mean) / self.deviation
 
     @property
     def depth(self) -> int:
@@ -60,7 +174,7 @@ class VisionClassifier(Classifier):
 
     def tokens(self, inputs: Tensor) -> Tensor:
         """Patches, class token and positions `[batch, 1 + patches, width]` of uint8 images."""
-        embedded = self.body._pos_embed(self.body.patch_embed(to_unit(inputs)))
+        embedded = self.body._pos_embed(self.body.patch_embed(self.normalised(inputs)))
         tokens: Tensor = self.body.norm_pre(self.body.patch_drop(embedded))
         return tokens
 
@@ -75,8 +189,13 @@ class VisionClassifier(Classifier):
         return features
 
     def prompted(self, tokens: Tensor, prompts: Tensor) -> Tensor:
-        """Mean of the prompts' output tokens; they stand behind the class token at its position (L2P)."""
-        positions: Tensor = self.body.get_parameter("pos_embed")
+        """Mean of the prompts' output tokens; they stand behind the class token at its position (L2P).
+
+        Raises BadValue for a backbone whose class token is missing or has no position.
+        """
+        if not self.body.has_class_token or self.body.no_embed_class or self.body.pos_embed is None:
+            raise BadValue("prompts stand at the position of the class token, which this backbone lacks; take another.")
+        positions: Tensor = self.body.pos_embed
         joined = torch.cat([tokens[:, :1], prompts + positions[:, :1], tokens[:, 1:]], dim=1)
         return self.encode(joined)[:, 1 : 1 + prompts.shape[1]].mean(dim=1)
 
@@ -96,7 +215,8 @@ class VisionClassifier(Classifier):
 
     def sites(self, projections: Sequence[str]) -> tuple[Site, ...]:
         """The fused qkv layer of each block."""
-        rows = {name: (i * self.width, (i + 1) * self.width) for i, name in enumerate("qkv")}
+        size = self.prefix_width
+        rows = {name: (i * size, (i + 1) * size) for i, name in enumerate("qkv")}
         wrong = [name for name in projections if name not in rows]
         if wrong or not projections:
             raise BadValue(f"no projection called '{(wrong or [''])[0]}' in a vision transformer; choose of q, k, v.")
@@ -175,12 +295,18 @@ class VisionSource:
             )
         return hashlib.sha256(self.weights_path.read_bytes()).hexdigest()
 
-    def build(self, classes: int, seed: int) -> VisionClassifier:
+    def at(self, path: Path) -> NoReturn:
+        """Raises BadValue: a file of weights was given."""
+        raise BadValue(f"'{self.name}' has its own weights; leave out '@{path}'.")
+
+    def build(
+        self, classes: int, seed: int, *, normalisation: str = "none", weights: str = "default"
+    ) -> VisionClassifier:
         """The classifier; refuses weights that are not the ones on the model card."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             body = self.architecture()
-        if self.shipped:
+        if self.shipped and weights != "random":
             found = self.weights_sha256()
             expected = json.loads(self.card_path.read_text(encoding="utf-8"))["sha256"]
             if found != expected:
@@ -189,7 +315,7 @@ class VisionSource:
                     f"reinstall clbench or make both with 'clbench pretrain {self.name}'."
                 )
             body.load_state_dict(load_file(self.weights_path))
-        return VisionClassifier(body, classes, seed)
+        return VisionClassifier(body, classes, seed, normalisation)
 
 
 GLYPH_VIT = VisionSource("glyph-vit", glyph_vit, shipped=True)

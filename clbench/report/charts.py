@@ -53,6 +53,16 @@ def png(chart: ChartType, scale: float = 2.0) -> bytes:
     return vl_convert.vegalite_to_png(spec(chart), vl_version=VEGA_LITE, scale=scale)
 
 
+def svg(chart: ChartType) -> bytes:
+    """The chart as an SVG file."""
+    return vl_convert.vegalite_to_svg(spec(chart), vl_version=VEGA_LITE).encode()
+
+
+def library() -> str:
+    """The JavaScript that draws charts, `vegaEmbed`; it loads nothing."""
+    return vl_convert.javascript_bundle(_LIBRARY, vl_version=VEGA_LITE)
+
+
 def spec(chart: ChartType) -> str:
     """The chart as Vega-Lite JSON with its data, to stand in a script element of a page."""
     return json.dumps(chart.to_dict(), ensure_ascii=False).replace("<", "\\u003c")
@@ -64,7 +74,7 @@ def page(title: str, charts: Mapping[str, ChartType]) -> str:
     specs = ",\n".join(f"{json.dumps(name)}: {spec(chart)}" for name, chart in charts.items())
     return _PAGE.format(
         title=escape(clean(title)),
-        library=vl_convert.javascript_bundle(_LIBRARY, vl_version=VEGA_LITE),
+        library=library(),
         figures=figures,
         specs=f"{{{specs}}}",
         options=json.dumps(EMBED),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import cast
 
 from clbench.metrics import Undefined
-from clbench.row import Number, Row
+from clbench.row import Number, Row, columns
 from clbench.table import Table
 
 DASH = "–"
+_BETTER = {column.attribute: column.better for column in columns("")}
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Cell:
 
     text: str
     best: bool = False
+    tied: bool = False
+    """A paired test cannot tell it from the best."""
     marks: tuple[str, ...] = ()
 
 
@@ -38,7 +41,6 @@ class _Column:
     heading: str
     attribute: str
     show: Callable[[float], str]
-    better: Literal["high", "low"]
     of_device: bool = False
     """Seconds and memory: the best is told only among rows of one device."""
 
@@ -48,11 +50,13 @@ def grid(table: Table) -> Grid:
     shown = _columns(table)
     bests = {column.attribute: _best(table, column) for column in shown}
     several = len(table.devices) > 1
+    leader = _leader(table)
     lines = []
     for row in table.rows:
-        method = Cell(f"{row.label}, on {row.device}" if several else row.label, marks=row.marks)
+        method = Cell(f"{row.label}, on {row.device}" if several and row.device else row.label, marks=row.marks)
         numbers = [_number(row, column, bests[column.attribute]) for column in shown]
-        lines.append((Cell(str(row.rank) if isinstance(row.rank, int) else ""), method, _accuracy(row), *numbers))
+        rank = Cell(str(row.rank) if isinstance(row.rank, int) else "")
+        lines.append((rank, method, _accuracy(row, leader), *numbers))
     headings = ("#", "Method", f"Average {table.score_name} % ± std (n)", *(column.heading for column in shown))
     return Grid(_caption(table), tuple(clean(text) for text in headings), tuple(lines), _footnotes(table, shown))
 
@@ -88,18 +92,18 @@ def _count(number: float) -> str:
 
 def _columns(table: Table) -> tuple[_Column, ...]:
     percent = "{:.2f}".format
-    router = _Column("Router", "router_accuracy_mean", percent, "high")
+    router = _Column("Router", "router_accuracy_mean", percent)
     inferring = any(not isinstance(row.router_accuracy_mean, Undefined) for row in table.rows)
     return (
-        _Column("Forgetting", "forgetting_mean", percent, "low"),
-        _Column("BWT", "bwt_mean", percent, "high"),
+        _Column("Forgetting", "forgetting_mean", percent),
+        _Column("BWT", "bwt_mean", percent),
         *((router,) if inferring else ()),
-        _Column("Train s", "train_seconds_mean", brief, "low", of_device=True),
-        _Column("ms/ sample", "train_seconds_per_sample", lambda s: brief(1000 * s), "low", of_device=True),
-        _Column(f"× {table.reference}", "overhead", "{:.2f}".format, "low"),
-        _Column("Peak MiB", "peak_memory_mib", brief, "low", of_device=True),
-        _Column("Trained", "trainable_parameters", _count, "low"),
-        _Column("Stored MiB", "stored_mib", brief, "low"),
+        _Column("Train s", "train_seconds_mean", brief, of_device=True),
+        _Column("ms/ sample", "train_seconds_per_sample", lambda s: brief(1000 * s), of_device=True),
+        _Column(f"× {table.reference}", "overhead", "{:.2f}".format),
+        _Column("Peak MiB", "peak_memory_mib", brief, of_device=True),
+        _Column("Trained", "trainable_parameters", _count),
+        _Column("Stored MiB", "stored_mib", brief),
     )
 
 
@@ -115,7 +119,7 @@ def _best(table: Table, column: _Column) -> float | None:
     numbers = [value for value in values if not isinstance(value, Undefined)]
     if len(set(numbers)) < 2:
         return None
-    return max(numbers) if column.better == "high" else min(numbers)
+    return max(numbers) if _BETTER[column.attribute] == "high" else min(numbers)
 
 
 def _number(row: Row, column: _Column, best: float | None) -> Cell:
@@ -125,11 +129,22 @@ def _number(row: Row, column: _Column, best: float | None) -> Cell:
     return Cell(column.show(value), best=row.status == "done" and value == best)
 
 
-def _accuracy(row: Row) -> Cell:
+def _leader(table: Table) -> Row | None:
+    """The ranked row with the highest average."""
+    ranked = [row for row in table.rows if isinstance(row.rank, int)]
+    # those that have a rank have an average
+    return max(ranked, key=lambda row: cast(float, row.avg_accuracy_mean), default=None)
+
+
+def _accuracy(row: Row, leader: Row | None) -> Cell:
     if isinstance(row.avg_accuracy_mean, Undefined):
         return Cell(DASH if row.status == "done" else row.status)
     std = DASH if isinstance(row.avg_accuracy_std, Undefined) else f"{row.avg_accuracy_std:.2f}"
-    return Cell(f"{row.avg_accuracy_mean:.2f} ± {std} ({row.n_seeds})", best=row.rank == 1)
+    text = f"{row.avg_accuracy_mean:.2f} ± {std} ({row.n_seeds})"
+    if leader is None or row.rank != leader.rank:
+        return Cell(text)
+    best = row.avg_accuracy_mean == leader.avg_accuracy_mean
+    return Cell(text, best=best, tied=not best)
 
 
 def _caption(table: Table) -> str:
@@ -155,6 +170,8 @@ def _footnotes(table: Table, shown: Sequence[_Column]) -> tuple[tuple[str, str],
     for (reason, rows), headings in together.items():
         whose = "every row" if len(rows) == len(finished) else ", ".join(rows)
         notes.append((DASH, clean(f"{', '.join(headings)} of {whose}: {reason}")))
+    if table.seeds_missing:
+        notes.append(("n", clean(f"seeds that other rows have and these lack: {table.seeds_missing}")))
     if table.untested:
         notes.append(("#", clean(f"ties not tested for {table.untested}")))
     return tuple(notes)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clbench.errors import ClbenchError
-from clbench.files import write_atomically
 from clbench.metrics import Undefined
 from clbench.row import Column, Row, columns
 from clbench.table import REFERENCE_METHOD, Table
@@ -50,21 +47,6 @@ def csv(tables: Sequence[Table]) -> str:
 def to_json(tables: Sequence[Table]) -> str:
     """The leaderboard as a JSON list of objects, null where undefined."""
     return json.dumps(lines(tables), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_leaderboard(tables: Sequence[Table], path: Path) -> None:
-    """Write the CSV to `path`, all of it or nothing.
-
-    Raises ClbenchError naming the path where its folder is absent or it cannot be written.
-    """
-    if not path.parent.is_dir():
-        state = "is not a folder" if path.parent.exists() else "does not exist"
-        raise ClbenchError(f"cannot write '{path}': '{path.parent}' {state}; create the folder or choose another.")
-    if path.is_dir():
-        raise ClbenchError(
-            f"cannot write '{path}': it is a folder; name a file in it, for example '{path / 'all.csv'}'."
-        )
-    write_atomically(path, csv(tables).encode())
 
 
 def _columns(tables: Sequence[Table]) -> tuple[Column, ...]:

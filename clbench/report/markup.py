@@ -47,7 +47,10 @@ def escape_latex(text: str) -> str:
 
 
 def markdown(table: Table) -> str:
-    """One table as a GitHub pipe table with its caption above and footnotes below; the best are bold."""
+    """One table as a GitHub pipe table with its caption above and footnotes below; the best are bold.
+
+    Averages that a paired test cannot tell from the best one are underlined.
+    """
     shown = grid(table)
     lines = [f"**{escape_markdown(shown.caption)}**", ""]
     lines.append(_pipes([escape_markdown(heading) for heading in shown.headings]))
@@ -59,7 +62,10 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """One table as a LaTeX float; needs the package booktabs. The best are bold."""
+    """One table as a LaTeX float; needs the package booktabs. The best are bold.
+
+    Averages that a paired test cannot tell from the best one are underlined.
+    """
     shown = grid(table)
     rows = [" & ".join(map(_latex_cell, line)) + r" \\" for line in shown.lines]
     return "\n".join(
@@ -89,13 +95,13 @@ def _pipes(cells: list[str]) -> str:
 def _markdown_cell(cell: Cell) -> str:
     text = escape_markdown(cell.text)
     marks = f"<sup>{','.join(cell.marks)}</sup>" if cell.marks else ""
-    return (f"**{text}**" if cell.best else text) + marks
+    return (f"**{text}**" if cell.best else f"<u>{text}</u>" if cell.tied else text) + marks
 
 
 def _latex_cell(cell: Cell) -> str:
     text = re.sub(r"^-(?=\d)", "$-$", escape_latex(cell.text))
     marks = rf"\textsuperscript{{{','.join(cell.marks)}}}" if cell.marks else ""
-    return (rf"\textbf{{{text}}}" if cell.best else text) + marks
+    return (rf"\textbf{{{text}}}" if cell.best else rf"\underline{{{text}}}" if cell.tied else text) + marks
 
 
 def _alignment(shown: Grid) -> str:

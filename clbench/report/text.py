@@ -46,4 +46,4 @@ def text(table: Table, width: int = WIDTH) -> str:
 
 def _styled(cell: Cell) -> Text:
     marks = f" [{','.join(cell.marks)}]" if cell.marks else ""
-    return Text(clean(cell.text) + marks, style="bold" if cell.best else "")
+    return Text(clean(cell.text) + marks, style="bold" if cell.best else "underline" if cell.tied else "")

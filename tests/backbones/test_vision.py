@@ -65,6 +65,63 @@ def test_head_rows_do_not_depend_on_the_number_of_classes() -> None:
     assert not torch.equal(few.weight, backbones.build("tiny-vit", 2, 1).head.weight)
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "deviation"),
+    [
+        ("none", (0, 0, 0), (1, 1, 1)),
+        ("0.5", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ],
+)
+def test_normalisations_by_name(name: str, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
+    body = vision.cifar_vit().eval()
+    model = vision.VisionClassifier(body, 2, 0, name).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    expected = torch.stack([(images[:, c] / 255 - mean[c]) / deviation[c] for c in range(3)], dim=1)
+    torch.testing.assert_close(model.normalised(images), expected)
+    torch.testing.assert_close(model.features(images), body(expected))
+    assert not {"mean", "deviation"} & set(model.state_dict())  # they are no weights
+
+
+def test_other_normalisations_are_refused() -> None:
+    with pytest.raises(UnknownName, match=r"no normalisation called 'imagnet'. Did you mean 'imagenet'"):
+        backbones.build("tiny-vit", 2, 0, normalisation="imagnet")
+    with pytest.raises(BadValue, match=r"grey images takes the normalisation 'none'; got '0.5'"):
+        backbones.build("tiny-vit", 2, 0, normalisation="0.5")
+
+
+def test_images_of_another_size_are_refused() -> None:
+    model = backbones.build("tiny-vit", 2, 0)
+    with pytest.raises(BadValue, match=r"images of 1x8x8 .* got 3x8x8. Choose a transform that gives 8 pixels"):
+        model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(BadValue, match="got 1x32x32"):
+        model(torch.zeros(1, 1, 32, 32, dtype=torch.uint8))
+
+
+def test_random_weights_in_place_of_shipped_ones() -> None:
+    model = backbones.build("glyph-vit", 2, 0, weights="random")
+    again = backbones.build("glyph-vit", 2, 1, weights="random")
+    shipped = backbones.build("glyph-vit", 2, 0)
+    assert torch.equal(model.body.pos_embed, again.body.pos_embed)
+    assert not torch.equal(model.body.pos_embed, shipped.body.pos_embed)
+    assert backbones.weights_sha256("glyph-vit", weights="random") == "random"
+    assert backbones.weights_sha256("glyph-vit") == vision.GLYPH_VIT.weights_sha256()
+    with pytest.raises(UnknownName, match="no choice of weights called 'rand'"):
+        backbones.build("glyph-vit", 2, 0, weights="rand")
+
+
+def test_a_backbone_with_its_own_weights_takes_no_file() -> None:
+    with pytest.raises(BadValue, match=r"'glyph-vit' has its own weights; leave out '@mine.safetensors'"):
+        backbones.weights_sha256("glyph-vit@mine.safetensors")
+
+
+def test_prompts_need_a_class_token_with_a_position() -> None:
+    for settings in ({"class_token": False, "global_pool": "avg"}, {"no_embed_class": True}):
+        model = other(**settings)
+        with pytest.raises(BadValue, match="class token, which this backbone lacks"):
+            model.prompted(model.tokens(pictures(1)), torch.zeros(1, 2, 16))
+
+
 def test_building_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

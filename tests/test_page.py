@@ -1,0 +1,398 @@
+"""The page of `clbench report`: what stands in it, and what it does in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from clbench.cli import app
+from clbench.errors import ClbenchError
+from clbench.protocol import digest
+from clbench.record import Record, TaskCosts
+from clbench.report import page, palette
+from clbench.report.figures import figures, gallery_figures
+from clbench.report.page import Section
+from clbench.report.series import series
+from clbench.store import Store
+from clbench.table import exams, make_tables
+
+HOSTILE = "<img src=x onerror=\"document.title='broken'\"><b>bold</b> {{ 7 * 7 }} </script><script>alert(1)</script>"
+CARD = {"suite": "digits", "epochs": 5, "head_masking": "current", "schedule": "sequential"}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LEAF = {"tasks": [0], "depth": 0, "smoothness": [0.0]}
+TREE = {"tree": {"layers": ["one"], "growth": [{"task": 1, "arms": [[0]], "root": LEAF}]}}
+
+
+def cost(seconds: float, **changes: Any) -> TaskCosts:
+    return Record.example().costs[0].model_copy(update={"train_seconds": seconds, **changes})
+
+
+def run(method: str, seed: int = 0, last: tuple[float, float] = (0.5, 0.9), **changes: Any) -> Record:
+    card = {**CARD, **changes.pop("protocol", {})}
+    scores = ((None, None), (1.0, None), last)
+    fixed = {"key": digest([method, seed, str(changes)]), "protocol": card, "suite_protocol": CARD}
+    return Record.example(**{"method": method, "seed": seed, "scores": scores, **fixed, **changes})
+
+
+def sections(records: Sequence[Record], stale: Sequence[str] = (), **links: str) -> list[Section]:
+    tables, behind = make_tables(records, stale=stale), exams(records, stale).values()
+    return [Section(table, tuple(groups), links) for table, groups in zip(tables, behind, strict=True)]
+
+
+def example() -> list[Record]:
+    """Rows of every kind; 'steady' is best, 'cheap' is fastest, 'kept' departs from the protocol."""
+    joint = ((None, None), (None, None), (0.9, 0.8))
+    costs = (cost(2, phase_seconds={"search": 0.5}), cost(4))
+    return [
+        *(run("steady", seed, (0.8 + 0.05 * seed, 0.9), costs=costs) for seed in (0, 1)),
+        run("cheap", 0, (0.3, 0.6), costs=(cost(0.5), cost(0.5)), notes=TREE),
+        run("kept", 0, (0.4, 0.8), costs=(cost(2), cost(3)), protocol={"head_masking": "seen"}),
+        run("whole", 0, scores=joint, costs=(cost(3),)),
+        run("gone", 0, status="failed", reason="the loss is not finite", scores=(), costs=()),
+    ]  # fmt: skip
+
+
+class Elements(HTMLParser):
+    """The elements that a browser would see, and the text between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_the_numbers_behind_the_figures() -> None:
+    (groups,) = exams(example()).values()
+    rows = {row.label: row for row in series(groups)}
+    assert list(rows) == ["steady", "whole", "kept", "cheap"]
+    steady, whole = rows["steady"], rows["whole"]
+    assert [(p.x, p.mean, p.low, p.high) for p in steady.curve()] == [
+        (1, 100, 100, 100),
+        (2, *map(pytest.approx, (86.25, 85, 87.5))),
+    ]
+    assert steady.matrix() == [[100, None], [pytest.approx(82.5), pytest.approx(90)]]
+    assert steady.forgotten() == [pytest.approx(17.5)]
+    assert steady.progress() == [(2, 50), (6, pytest.approx(86.25))]
+    assert steady.phases() == {"train": 5.5, "search": 0.5, "first steps": pytest.approx(0.2), "evaluation": 0.4}
+    assert [(point.x, point.mean) for point in whole.curve()] == [(2, pytest.approx(85))]
+    assert whole.progress() == [(3, pytest.approx(85))]
+    assert whole.forgotten() == [None]
+    assert [label for label, row in rows.items() if row.departs] == ["kept"]
+
+
+def test_every_figure_is_made_and_each_says_what_is_seen() -> None:
+    (section,) = sections(example())
+    drawn = figures(section.series, palette.styles({row.label: row.name for row in section.series}, []))
+    names = ["curves", "matrices", "forgetting", "pareto", "budget", "cost", "peak", "stored"]
+    assert [figure.name for figure in drawn] == names
+    assert all(figure.caption.endswith(".") for figure in drawn)
+    front = {v["row"]: v["front"] for v in next(iter(drawn[3].chart.to_dict()["datasets"].values()))}
+    assert front == {"steady": True, "whole": True, "kept": False, "cheap": True}
+    assert [name for name, _ in gallery_figures(example())] == ["curves", "pareto", "forgetting", "cost"]
+    assert gallery_figures([run("gone", status="failed", reason="full", scores=(), costs=())]) == []
+
+
+def test_seconds_of_two_devices_never_share_a_figure() -> None:
+    fast = Record.example().origin.model_copy(update={"device": "H200", "device_kind": "cuda"})
+    (section,) = sections([run("a"), run("a", origin=fast)])
+    drawn = figures(section.series, palette.styles({row.label: row.name for row in section.series}, ["a"]))
+    assert {figure.name: figure.title for figure in drawn if figure.name.startswith("cost")} == {
+        "cost-1": "Where the seconds go, on H200",
+        "cost-2": "Where the seconds go, on cpu",
+    }
+    assert set(section.labels) == {row.label for row in section.series} == {"a, on H200", "a, on cpu"}
+
+
+def test_a_method_looks_the_same_on_every_page() -> None:
+    order = [f"listed-{i}" for i in range(40)]
+    all_of_them = palette.styles({name: name for name in [*order, "mine"]}, order)
+    assert len(set(all_of_them.values())) == 41
+    assert palette.styles({"listed-30": "listed-30"}, order)["listed-30"] == all_of_them["listed-30"]
+    crowd = palette.styles({str(i): str(i) for i in range(2 * palette.SLOTS)}, [])
+    assert len(set(crowd.values())) == palette.SLOTS
+
+
+def test_the_page_has_its_parts_and_loads_nothing() -> None:
+    made = sections(example(), **{example()[0].key: "../records/a%20b.json"})
+    text = page.page(made, ["steady"])
+    assert text == page.page(sections(example(), **{example()[0].key: "../records/a%20b.json"}), ["steady"])
+    seen = Elements(text)
+    assert [tag for tag, attributes in seen.found if "src" in attributes or tag in ("link", "iframe", "img")] == []
+    assert {a["href"] for a in seen.of("a")} == {"../records/a%20b.json"}
+    policy = next(meta["content"] for meta in seen.of("meta") if "http-equiv" in meta)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert all(heading["scope"] in ("col", "row") for heading in seen.of("th"))
+    assert [heading["aria-sort"] for heading in seen.of("th") if "aria-sort" in heading][:2] == ["ascending", "none"]
+    assert len(seen.of("figure")) == len(seen.of("figcaption")) == 8 + 2
+    assert len(seen.of("tr")) == 1 + 5 + 1 + 1 + 4 + 1 + 1 + 1 + 6
+    words = " ".join(seen.words)
+    for part in ("≠ seen", "First: steady, with 86.25 ± 1.77 % average accuracy over 2 seeds", "failed: the loss is"):
+        assert part in words
+
+
+def test_stale_rows_departures_and_marks_are_named() -> None:
+    marked = {**CARD, "marks": ["the weights are random"]}
+    text = page.page(sections([run("old", key="k", suite_protocol=marked), run("new", suite_protocol=marked)], ["k"]))
+    words = " ".join(Elements(text).words)
+    assert "the weights are random" in words
+    assert "the method's source has changed since these runs" in words
+
+
+def test_a_tree_that_cannot_be_read_is_named_and_the_rest_is_shown() -> None:
+    text = page.page(sections([run("a", notes={"tree": [1]})]))
+    assert "has no readable tree" in " ".join(Elements(text).words)
+
+
+def test_markup_in_names_is_text() -> None:
+    records = [run(HOSTILE, variant=HOSTILE, suite=HOSTILE, tasks=(HOSTILE, "b")), run("y", suite=HOSTILE)]
+    records += [run("z", suite=HOSTILE, status="failed", reason=HOSTILE, scores=(), costs=())]
+    text = page.page(sections(records))
+    seen = Elements(text)
+    assert seen.of("img") == []
+    assert [tag for tag, _ in seen.found if tag in ("script", "title")].count("script") == 8 + 2
+    assert "49" not in "".join(re.findall(r"bold&lt;/b&gt; (.*?) &lt;/script", text))
+    assert "alert(1)" in " ".join(seen.words)
+
+
+def test_twenty_methods_of_three_seeds_fit() -> None:
+    tasks = tuple(f"task number {i}" for i in range(20))
+    rows = [tuple(0.9 - 0.01 * abs(t - j) if j < t else None for j in range(20)) for t in range(21)]
+    records = [
+        run(f"method-{m}", seed, tasks=tasks, test_sizes=(10,) * 20, scores=tuple(rows), costs=(cost(m + 1),) * 20)
+        for m in range(20)
+        for seed in range(3)
+    ]
+    text = page.page(sections(records))
+    assert "Too large for this page" not in text
+    assert len(text.encode()) <= 3 * 10**6
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the example's runs, the folder of its page beside it, and a hostile suite."""
+    store = Store(tmp_path_factory.mktemp("place") / "results")
+    for record in [*example(), run(HOSTILE, suite="z", variant=HOSTILE)]:
+        store.cell(record.suite, "a method", record.key).save(record, {})
+    done = CliRunner().invoke(app, ["report", "--out", str(store.root.parent / "site"), "--store", str(store.root)])
+    assert done.exit_code == 0, done.output
+    return store.root
+
+
+def test_the_command_links_records_that_lie_beside(planted: Path, tmp_path: Path) -> None:
+    text = (planted.parent / "site" / "index.html").read_text(encoding="utf-8")
+    links = [str(a["href"]) for a in Elements(text).of("a") if str(a["href"]).endswith(".json")]
+    assert len(links) == len(example()) + 1
+    assert f"../results/runs/digits/a%20method/{example()[0].key}/record.json" in links
+    done = CliRunner().invoke(app, ["report", "digits", "--out", str(tmp_path / "away"), "--store", str(planted)])
+    assert done.exit_code == 0, done.output
+    far = (tmp_path / "away" / "index.html").read_text(encoding="utf-8")
+    assert "record.json" not in far
+    assert example()[0].key in far
+
+
+def test_static_pictures(tmp_path: Path) -> None:
+    written = page.write(sections(example()), tmp_path / "out", static=True)
+    files = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert len(files) == len(written) - 1 == 2 * (8 + 2)
+    assert "digits-bbbb-pareto.svg" in files
+    for path in written[1:]:
+        if path.suffix == ".png":
+            with Image.open(io.BytesIO(path.read_bytes())) as image:
+                assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 2
+        else:
+            assert ElementTree.fromstring(path.read_bytes()).tag.endswith("svg")
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ClbenchError, match="it is a file; name a folder"):
+        page.write([], tmp_path / "out")
+
+
+# The browser reads from descriptor 3 and writes to 4.
+LAUNCH = "import os, sys; [os.dup2(int(sys.argv[i]), i + 2) for i in (1, 2)]; os.execvp(sys.argv[3], sys.argv[3:])"
+
+
+class Tab:
+    """A page in a headless browser, driven through its pipe."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        theirs_in, mine_out = os.pipe()
+        mine_in, theirs_out = os.pipe()
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"]
+        command = [program, *flags, f"--user-data-dir={profile}", "--window-size=1280,900", "about:blank"]
+        launch = [sys.executable, "-c", LAUNCH, str(theirs_in), str(theirs_out), *command]
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(launch, pass_fds=(theirs_in, theirs_out), stdout=quiet, stderr=quiet)
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.inward, self.outward, self.rest, self.count = mine_in, mine_out, b"", 0
+        self.events: list[dict[str, Any]] = []
+        self.session: dict[str, str] = {}
+
+    def attach(self) -> None:
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params, **self.session}
+        os.write(self.outward, json.dumps(message).encode() + b"\0")
+        while (answer := self._read()).get("id") != self.count:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self.rest:
+            assert select.select([self.inward], [], [], 60)[0], "the browser is silent"
+            got = os.read(self.inward, 1 << 20)
+            assert got, "the browser has ended"
+            self.rest += got
+        message, _, self.rest = self.rest.partition(b"\0")
+        answer: dict[str, Any] = json.loads(message)
+        return answer
+
+    def js(self, expression: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def open(self, path: Path) -> None:
+        self.events.clear()
+        self.call("Page.navigate", url=path.as_uri())
+        until = time.monotonic() + 60
+        while not self.js("document.body !== null && document.body.dataset.drawn === 'all'"):
+            assert time.monotonic() < until, "the page was never drawn"
+            time.sleep(0.05)
+
+    def click(self, selector: str) -> None:
+        box = self.js(
+            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
+            f" return [b.x + b.width / 2, b.y + b.height / 2]; }})(document.querySelector({json.dumps(selector)}))"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+    def complaints(self) -> list[dict[str, Any]]:
+        """What the console holds beside plain messages."""
+        bad = ("Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")
+        said = [e for e in self.events if e["method"] == "Runtime.consoleAPICalled"]
+        return [e for e in self.events if e["method"] in bad] + [e for e in said if e["params"]["type"] != "log"]
+
+    def close(self) -> None:
+        self.session = {}
+        with contextlib.suppress(AssertionError, OSError):
+            self.call("Browser.close")
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.inward)
+        os.close(self.outward)
+
+
+@pytest.fixture(scope="module")
+def tab(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    if BROWSER is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the path")
+    opened = Tab(BROWSER, tmp_path_factory.mktemp("profile"))
+    try:
+        opened.attach()
+        opened.open(planted.parent / "site" / "index.html")
+        yield opened
+    finally:
+        opened.close()
+
+
+LABELS = (
+    "[...document.querySelectorAll('#suite-1 .leaderboard tbody tr')].filter(r => !r.hidden).map(r => r.dataset.label)"
+)
+
+
+def test_the_browser_draws_all_and_complains_of_nothing(tab: Tab) -> None:
+    assert tab.js("document.querySelectorAll('figure svg.marks').length") == tab.js(
+        "document.querySelectorAll('figure').length"
+    )
+    assert tab.complaints() == []
+    asked = [e["params"]["request"]["url"] for e in tab.events if e["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith("file:")] == []
+    assert tab.js("document.title").startswith("digits, z")
+    assert tab.js("document.querySelectorAll('section img, td b b').length") == 0
+    assert "<b>bold</b>" in tab.js("document.querySelector('#suite-2 .leaderboard tbody').innerText")
+    assert "<img src=x" in tab.js("document.querySelector('#suite-2 figure svg').textContent")
+
+
+def test_sorting_by_clicks_and_by_keys(tab: Tab) -> None:
+    train = tab.js("[...document.querySelectorAll('#suite-1 th[aria-sort]')].findIndex(h => /Train/.test(h.innerText))")
+    heading = f"#suite-1 .leaderboard th:nth-child({train + 1})"
+    tab.click(f"{heading} button")
+    assert tab.js(LABELS) == ["cheap", "whole", "kept", "steady", "gone"]
+    assert tab.js(f"document.querySelector('{heading}').ariaSort") == "ascending"
+    tab.click(f"{heading} button")
+    assert tab.js(LABELS) == ["steady", "kept", "whole", "cheap", "gone"]
+    assert (
+        tab.js("[...document.querySelectorAll('#suite-1 th[aria-sort]')].map(h => h.ariaSort).sort()[0]")
+        == "descending"
+    )
+    tab.js("document.querySelector('#suite-1 .leaderboard th:nth-child(2) button').focus()")
+    for kind in ("keyDown", "keyUp"):
+        tab.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+    assert tab.js(LABELS) == ["cheap", "gone", "kept", "steady", "whole"]
+
+
+def test_filters_hold_for_the_table_and_the_figures(tab: Tab) -> None:
+    marks = "document.querySelectorAll('#suite-1 figure')[0].querySelectorAll('.mark-symbol.role-mark path').length"
+    all_of_them = tab.js(marks)
+    tab.click("#suite-1 .words")
+    tab.call("Input.insertText", text="STEA")
+    assert tab.js(LABELS) == ["steady"]
+    assert tab.js("document.querySelector('#suite-1 .count').innerText") == "1 of 5 rows"
+    tab.js("new Promise(next => setTimeout(next, 300))")
+    assert 0 < tab.js(marks) < all_of_them
+    tab.js("document.querySelector('#suite-1 .words').value = ''")
+    for method in ("kept", "gone"):
+        choose = f"s => {{ s.value = '{method}'; s.dispatchEvent(new Event('input', {{bubbles: true}})); }}"
+        tab.js(f"({choose})(document.querySelector('#suite-1 .method'))")
+        assert tab.js(LABELS) == [method]
+    assert tab.complaints() == []
+
+
+def test_a_phone_scrolls_tables_in_their_box_only(tab: Tab, planted: Path) -> None:
+    tab.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    tab.open(planted.parent / "site" / "index.html")
+    assert tab.js("document.documentElement.scrollWidth") == 390
+    assert tab.js("document.querySelector('.box').scrollWidth") > 390
+    assert tab.complaints() == []
