@@ -67,7 +67,7 @@ def suites() -> dict[str, Entry]:
 
 
 def suite(name: str, recipe: Mapping[str, str] | None = None) -> Suite:
-    """The suite called `name`, with fields of its recipe replaced by what the words in `recipe` say, for all methods."""
+    """The suite called `name`, with fields of its recipe replaced for all methods by what the words in `recipe` say."""
     if name not in _SUITES:
         raise UnknownName("suite", name, _SUITES)
     found: Suite = _SUITES[name].load()

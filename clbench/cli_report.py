@@ -38,11 +38,10 @@ def report(
 
 def _sections(shelf: Shelf, links: dict[str, str]) -> Iterator[Section]:
     """One for each table of a suite."""
-    from clbench import views
     from clbench.report.page import Section
     from clbench.table import exams
 
-    behind = exams(shelf.records, views.stale(shelf.records)).values()
+    behind = exams(shelf.records, shelf.stale).values()
     for table, groups in zip(shelf.tables, behind, strict=True):
         yield Section(table, tuple(groups), links)
 

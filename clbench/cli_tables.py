@@ -207,31 +207,36 @@ def gallery(
     from clbench.report import gallery, ranks
 
     shelves = views.shelves(existing(store), suite or (), published)
-    contests = [contest for shelf in shelves for contest in _contests(shelf, ())]
-    together = significance.over_suites(contests)
+    contests = {
+        shelf.suite: significance.contests(shelf.records, shelf.stale, shelf.loaded.outcomes) for shelf in shelves
+    }
+    together = significance.over_suites([contest for those in contests.values() for contest in those])
     over_all = (
         {"ranks": ranks.critical_difference("suites together", together)}
         if isinstance(together, significance.Ranking)
         else {}
     )
-    drawn = gallery.write([_chapter(shelf) for shelf in shelves], over_all, out, pictures)
+    chapters = [_chapter(shelf, contests[shelf.suite]) for shelf in shelves]
+    drawn = gallery.write(chapters, over_all, out, pictures)
     typer.echo(f"'{out}' and {drawn} pictures", err=True)
 
 
-def _chapter(shelf: Shelf) -> Chapter:
+def _chapter(shelf: Shelf, contests: Sequence[Contest]) -> Chapter:
     from clbench import catalog, significance
     from clbench.report import figures, gallery, ranks
     from clbench.table import exams
 
     order = list(catalog.methods())
-    contests = {c.suite_hash: c for c in significance.contests(shelf.records, shelf.stale, shelf.loaded.outcomes)}
+    finished = {contest.suite_hash: contest for contest in contests}
     entries = []
     for table, groups in zip(shelf.tables, exams(shelf.records, shelf.stale).values(), strict=True):
         records = tuple(record for group in groups for record in group.records)
-        drawn = dict(figures.gallery_figures(records, order=order, stale=shelf.stale))
-        ranked = significance.over_tasks(contests[table.suite_hash]) if table.suite_hash in contests else None
-        if isinstance(ranked, significance.Ranking):
-            drawn["ranks"] = ranks.critical_difference(shelf.suite, ranked)
+        drawn = {}
+        if table.suite_hash in finished:
+            drawn = dict(figures.gallery_figures(records, order=order, stale=shelf.stale))
+            ranked = significance.over_tasks(finished[table.suite_hash])
+            if isinstance(ranked, significance.Ranking):
+                drawn["ranks"] = ranks.critical_difference(shelf.suite, ranked)
         entries.append(gallery.Entry(table, records, drawn))
     listed = catalog.suites()
     return gallery.Chapter(shelf.suite, listed[shelf.suite].line if shelf.suite in listed else "", tuple(entries))

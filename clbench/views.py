@@ -70,15 +70,15 @@ def tables(loaded: Loaded, records: Iterable[Record], known: Mapping[str, str] |
     from clbench.table import make_tables
 
     chosen = list(records)
-    return make_tables(chosen, stale=stale(chosen, known), outcomes=loaded.outcomes)
+    current = {**catalog.current_fingerprints(), **(known or {})}
+    return make_tables(chosen, stale=_stale(chosen, current), outcomes=loaded.outcomes)
 
 
-def stale(records: Iterable[Record], known: Mapping[str, str] | None = None) -> set[str]:
-    """Keys of the records whose method has changed since; `known` as in `tables`."""
+def _stale(records: Iterable[Record], current: Mapping[str, str]) -> frozenset[str]:
+    """Keys of the records whose method has changed; of one without a current fingerprint the latest record counts."""
     chosen = sorted(records, key=lambda record: record.origin.started)
-    latest = {record.method: record.fingerprint for record in chosen}
-    current = {**latest, **catalog.current_fingerprints(), **(known or {})}
-    return {record.key for record in chosen if current[record.method] != record.fingerprint}
+    now = {**{record.method: record.fingerprint for record in chosen}, **current}
+    return frozenset(record.key for record in chosen if now[record.method] != record.fingerprint)
 
 
 def print_tables(made: Sequence[Table], format: str = "text") -> None:
@@ -129,9 +129,10 @@ def shelves(store: Store, suites: Sequence[str], published: bool) -> list[Shelf]
     from clbench.table import make_tables
 
     found = []
+    current = catalog.current_fingerprints()
     for suite in dict.fromkeys(suites) if suites else _held(store, published):
         loaded, records = records_of(store, suite, published)
-        changed = frozenset(stale(records))
+        changed = _stale(records, current)
         made = make_tables(records, stale=changed, outcomes=loaded.outcomes)
         found.append(Shelf(suite, loaded, tuple(records), changed, made))
     return found

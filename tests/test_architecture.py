@@ -43,7 +43,8 @@ OPEN_ROOMS = {"adapters", "backbones", "data", "report", "scoring"}
 
 TORCH_FREE = [
     *("record", "metrics", "store", "table", "stats", "report", "contents", "fingerprint", "errors", "protocol"),
-    *("significance", "arrange", "terms", "remarks", "recipe", "files", "catalog", "cli", "methods", "suites", "data.prepare"),
+    *("significance", "arrange", "terms", "remarks", "recipe", "files", "catalog", "cli", "methods", "suites"),
+    "data.prepare",
 ]
 HEAVY = ("torch", "torchvision", "avalanche", "transformers", "timm", "peft")
 

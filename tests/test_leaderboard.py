@@ -166,6 +166,21 @@ def test_a_gallery_of_the_store(store: Path, tmp_path: Path) -> None:
     assert {"figures/tiny-ranks.png", "figures/letters-curves.png"} <= drawn
 
 
+def test_a_gallery_of_what_failed_or_is_stale_has_no_pictures(tmp_path: Path) -> None:
+    bad = {"status": "failed", "reason": "x", "scores": (), "costs": ()}
+    Store(tmp_path).publish(Record.example(suite="broken", method="ewc", **bad), None)
+    Store(tmp_path).publish(Record.example(suite="older", method="ewc", key="old"), None)
+    done = ask("gallery", "--out", tmp_path / "page.md", "--store", tmp_path, "--published")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "stale: the method's source has changed" in page
+    assert "failed: x" in page
+    assert "![" not in page
+    assert "no finished run of 'older' is of today's source" in words(
+        ask("stats", "older", "--store", tmp_path, "--published")
+    )
+
+
 def test_missing_contenders_are_rows_where_asked_for(store: Path) -> None:
     def rows(*options: str) -> dict[str, str]:
         lines = json.loads(ask("table", "tiny", "--format", "json", "--store", store, "--published", *options).stdout)

@@ -99,10 +99,10 @@ def test_the_numbers_behind_the_figures() -> None:
     ]
     assert steady.matrix() == [[100, None], [pytest.approx(82.5), pytest.approx(90)]]
     assert steady.forgotten() == [pytest.approx(17.5)]
-    assert steady.progress() == [(2, 50), (6, pytest.approx(86.25))]
+    assert [number for step in steady.progress() for number in step] == pytest.approx([2, 50, 6, 86.25])
     assert steady.phases() == {"train": 5.5, "search": 0.5, "first steps": pytest.approx(0.2), "evaluation": 0.4}
-    assert [(point.x, point.mean) for point in whole.curve()] == [(2, pytest.approx(85))]
-    assert whole.progress() == [(3, pytest.approx(85))]
+    assert [number for point in whole.curve() for number in (point.x, point.mean)] == pytest.approx([2, 85])
+    assert [number for step in whole.progress() for number in step] == pytest.approx([3, 85])
     assert whole.forgotten() == [None]
     assert [label for label, row in rows.items() if row.departs] == ["kept"]
 
