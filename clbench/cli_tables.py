@@ -31,9 +31,6 @@ Sort = Annotated[
         "--sort", metavar="COLUMN", help="Best first, as in '--sort forgetting'; '-forgetting' turns it round."
     ),
 ]
-Missing = Annotated[
-    bool, typer.Option("--missing", help="Also show the suite's methods that were never run; loads PyTorch.")
-]
 FormatName = Annotated[
     str | None, typer.Option("--format", metavar="text|csv|markdown|latex|json", help="How to print it.")
 ]
@@ -46,7 +43,6 @@ def table(
     method: Methods = None,
     backbone: Backbones = None,
     protocol: Protocols = None,
-    missing: Missing = False,
     store: StorePath = None,
     published: Published = False,
 ) -> None:
@@ -55,7 +51,7 @@ def table(
 
     name = _known(format or "text")
     shelves = views.shelves(existing(store), [suite], published)
-    made = _chosen(shelves, missing, sort, method, backbone, protocol)
+    made = _chosen(shelves, sort, method, backbone, protocol)
     views.print_tables(made, name)
 
 
@@ -74,7 +70,6 @@ def leaderboard(
     method: Methods = None,
     backbone: Backbones = None,
     protocol: Protocols = None,
-    missing: Missing = False,
     store: StorePath = None,
     published: Published = False,
 ) -> None:
@@ -84,7 +79,7 @@ def leaderboard(
 
     name = _known(format or (render.format_of(out) if out else "csv"))
     shelves = views.shelves(existing(store), suite or (), published)
-    made = _chosen(shelves, missing, sort, method, backbone, protocol)
+    made = _chosen(shelves, sort, method, backbone, protocol)
     if out is None:
         typer.echo(render.render(made, name), nl=False)
         return
@@ -103,7 +98,6 @@ def _known(format: str) -> str:
 
 def _chosen(
     shelves: Sequence[Shelf],
-    missing: bool,
     sort: str | None,
     methods: list[str] | None,
     backbones: list[str] | None,
@@ -113,8 +107,7 @@ def _chosen(
 
     made: list[Table] = []
     for shelf in shelves:
-        contenders = views.contenders(shelf.suite) if missing else ()
-        made += arrange.with_missing(shelf.tables, shelf.suite, contenders, shelf.records)
+        made += arrange.with_missing(shelf.tables, shelf.suite, views.contenders(shelf.suite), shelf.records)
     made = arrange.only(made, methods=methods or (), backbones=backbones or (), protocols=protocols or ())
     return arrange.ordered(made, sort) if sort else made
 

@@ -64,7 +64,8 @@ class Workbench:
         """
         recipe = self.recipe
         sites = recipe.lora_sites if projections is None else projections
-        return attach(self.model, sites, recipe.lora_rank, recipe.lora_alpha, generator(self.seed, "lora"), blocks)
+        draws, dropout = generator(self.seed, "lora"), recipe.lora_dropout
+        return attach(self.model, sites, recipe.lora_rank, recipe.lora_alpha, draws, blocks, dropout)
 
     def generator(self, *words: str | int) -> torch.Generator:
         """A random generator of the method's own, so that it never disturbs another's numbers."""

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from clbench import backbones
+from clbench.errors import BadValue, NotAvailable
 from clbench.protocol import Protocol
 from clbench.recipe import Recipe
-from clbench.stream import Stream
+
+if TYPE_CHECKING:
+    from clbench.stream import Stream
+
+
+def later(target: str) -> Callable[..., Stream]:
+    """The function `module:name`, imported when it is called, so that naming a suite loads no torch."""
+
+    def make(*args: Any, **kwargs: Any) -> Stream:
+        module, _, name = target.partition(":")
+        made: Stream = getattr(importlib.import_module(module), name)(*args, **kwargs)
+        return made
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,16 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Files:
+    """Which files a stream is made of, where a person says so."""
+
+    folder: Path | None = None
+    """None: where the data usually lies, below `clbench.datafolder.root()`."""
+    tasks: tuple[str, ...] = ()
+    """Only these, in the suite's order; (): all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Suite:
     """What is taught, to what, how, and who competes."""
 
@@ -46,6 +72,7 @@ class Suite:
     backbone: str
     recipe: Recipe
     transform: str
+    """What is done to inputs, in words; `{field}` stands for the recipe's field."""
     normalisation: str
     contenders: tuple[Contender, ...]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -58,6 +85,20 @@ class Suite:
     """What is known about the data of a stream, for the protocol card."""
     score: str = "accuracy"
     references: tuple[Reference, ...] = ()
+    files: Files = Files()
+    """What the stream is made of; only for a suite that reads files."""
+    reads: Callable[[Files], Suite] | None = None
+    """The suite of other files; None where it reads none. Nothing is read before the stream is made."""
+
+    def of(self, files: Files) -> Suite:
+        """The same suite of other files. Raises BadValue where it reads none, NotAvailable for a missing folder."""
+        if files == self.files:
+            return self
+        if self.reads is None:
+            raise BadValue(f"the suite '{self.name}' makes its tasks itself; leave out --from and --task.")
+        if files.folder is not None and not files.folder.expanduser().is_dir():
+            raise NotAvailable(f"no folder at '{files.folder}'; pass --from FOLDER with the data of '{self.name}'.")
+        return self.reads(files)
 
     def stream(self, order_seed: int = 0) -> Stream:
         """The tasks in the order of `order_seed`."""
@@ -78,7 +119,7 @@ class Suite:
             tasks=len(stream),
             backbone=backbones.without_path(self.backbone),
             weights_sha256=backbones.weights_sha256(self.backbone, weights=self.weights),
-            transform=self.transform,
+            transform=self.transformed,
             normalisation=self.normalisation,
             score=self.score,
             epochs=self.recipe.epochs,
@@ -89,6 +130,18 @@ class Suite:
             marks=self._marks(),
         )
 
+    @property
+    def transformed(self) -> str:
+        """What is done to inputs, with the recipe's numbers."""
+        return self.transform.format_map(self.recipe.model_dump())
+
     def _marks(self) -> tuple[str, ...]:
         """What every number of the suite must be read with."""
-        return ("random weights: for timing alone",) if self.weights == "random" else ()
+        recipe = self.recipe
+        marks = {
+            "random weights: for timing alone": self.weights == "random",
+            "as in TRACE's code, a long question loses its beginning, instruction and all": recipe.truncation == "left",
+            f"as in TRACE's code, answers are sampled, at temperature {recipe.temperature:g}": recipe.temperature > 0,
+            "as in TRACE's code, one optimiser goes through the whole stream": recipe.carry_optimizer,
+        }
+        return tuple(words for words, holds in marks.items() if holds)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from clbench.recipe import Recipe
-from clbench.seeding import generator
-from clbench.stream import ImageSet, Stream, Task
 from clbench.suite import Contender, Suite
 from clbench.text import Row, TextTask
+
+if TYPE_CHECKING:  # a table of these suites is made without torch
+    import torch
+
+    from clbench.stream import ImageSet, Stream
 
 CLASSES_PER_TASK = 2
 TRAIN, VALIDATION, TEST = 32, 8, 16
@@ -17,6 +20,10 @@ TRAIN, VALIDATION, TEST = 32, 8, 16
 
 def images(label: int, part: str, count: int) -> torch.Tensor:
     """`[count, 1, 8, 8]` uint8: the class's own random pattern with noise."""
+    import torch
+
+    from clbench.seeding import generator
+
     pattern = torch.rand(8, 8, generator=generator(0, "tiny", label))
     noise = torch.randn(count, 1, 8, 8, generator=generator(0, "tiny", label, part)) * 0.25
     return ((pattern + noise).clamp(0, 1) * 255).to(torch.uint8)
@@ -24,6 +31,9 @@ def images(label: int, part: str, count: int) -> torch.Tensor:
 
 def stream(order_seed: int = 0, tasks: int = 3) -> Stream:
     """`tasks` tasks of two classes; the first ones do not depend on how many follow."""
+    import torch
+
+    from clbench.stream import ImageSet, Stream, Task
 
     def part(classes: tuple[int, ...], name: str, count: int) -> ImageSet:
         pictures = torch.cat([images(c + 100 * order_seed, name, count) for c in classes])
@@ -70,6 +80,10 @@ LETTERS, SYMBOLS = "ABCDEFGH", "+-*/=<>#"
 
 def text_task(index: int, order_seed: int = 0) -> TextTask:
     """Which of two symbols is in a row of small letters: the answer is one of the task's own two capital letters."""
+    import torch
+
+    from clbench.seeding import generator
+
     draws = generator(0, "tiny text", index, order_seed)
     answers = LETTERS[2 * index % 8 : 2 * index % 8 + 2]
 
@@ -95,6 +109,8 @@ def text_task(index: int, order_seed: int = 0) -> TextTask:
 
 def text_stream(order_seed: int = 0, tasks: int = 3) -> Stream:
     """`tasks` tasks of text; the first ones do not depend on how many follow."""
+    from clbench.stream import Stream
+
     return Stream.of_text([text_task(index, order_seed) for index in range(tasks)])
 
 

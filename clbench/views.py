@@ -320,7 +320,7 @@ def _suite_facts(name: str, suite: Suite) -> dict[str, Any]:
         "about": inspect.getdoc(module) or "" if module else "",
         "stream": suite.stream_name,
         "backbone": suite.backbone,
-        "transform": suite.transform,
+        "transform": suite.transformed,
         "normalisation": suite.normalisation,
         "score": suite.score,
         "methods": [

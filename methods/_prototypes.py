@@ -11,6 +11,12 @@ from torch.nn import functional as F
 
 from clbench.adapters.bottleneck import Bottlenecks, Use
 from clbench.strategy import Strategy
+from clbench.stream import Stream
+
+
+def open_answers(stream: Stream) -> str | None:
+    """Why there can be no prototypes of `stream`; None where there can."""
+    return "answers are open: there are no classes to keep means or covariances of" if stream.is_text else None
 
 
 class CosineHead(nn.Module):
@@ -44,10 +50,7 @@ class Views:
     def _under(self, strategy: Strategy, inputs: Tensor, uses: Sequence[Use]) -> Tensor:
         found = []
         for use in uses:
-            with (
-                self.adapters.using(use),
-                torch.autocast(strategy.device.type, torch.bfloat16, enabled=strategy.recipe.precision == "bfloat16"),
-            ):
+            with self.adapters.using(use), strategy.autocast():
                 found.append(strategy.model.features(inputs).float())
         return torch.stack(found)
 

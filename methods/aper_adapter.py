@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from clbench.adapters import bottleneck
 from clbench.method import Method, Resources, Search, Workbench
 from clbench.methods._first_session import FirstSession
-from clbench.methods._prototypes import Answering, Views, class_sums
+from clbench.methods._prototypes import Answering, Views, class_sums, open_answers
 from clbench.strategy import Plugin
+from clbench.stream import Stream
 from clbench.terms import Schedule
 
 
@@ -66,6 +67,10 @@ class APERAdapter(Method):
     def resources(self) -> Resources:
         """One mean a class, allocated at the start."""
         return Resources(class_statistics=True, stored_mib_per_task=0.0)
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Open answers."""
+        return open_answers(stream)
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """The adapter, and the means of what it and the untouched backbone see."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from clbench.adapters import bottleneck
 from clbench.method import Method, Resources, Search, Workbench
-from clbench.methods._prototypes import Answering, CosineHead, Views, class_sums
+from clbench.methods._prototypes import Answering, CosineHead, Views, class_sums, open_answers
 from clbench.strategy import Plugin, Strategy
 from clbench.stream import Stream
 
@@ -136,10 +136,10 @@ class EASE(Method):
         return Resources(class_statistics=True, stored_mib_per_task=32.0)
 
     def unsupported(self, stream: Stream) -> str | None:
-        """A class in two tasks."""
+        """Open answers, or a class in two tasks."""
         taught = [c for task in stream for c in task.classes]
         if len(set(taught)) == len(taught):
-            return None
+            return open_answers(stream)
         return "each class has one subspace of its own, and a class comes in two tasks"
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clbench.adapters.lora import LoRA
 from clbench.loader import Loader
 from clbench.method import Method, Resources, Search, Workbench
+from clbench.padding import NOTHING, is_text
 from clbench.strategy import Plugin, Strategy
 
 
@@ -65,13 +66,17 @@ class Memory:
 def second_moments(strategy: Strategy, layers: Sequence[nn.Module], power: int) -> list[Tensor]:
     """Σ x x' over the task's training data, to the given power: of all tokens x that each layer is given.
 
-    float64 `[width, width]` a layer, for the model as it stands, in evaluation mode.
+    Of text those of questions and answers, and not what fills up the batch. float64 `[width, width]` a layer, for
+    the model as it stands, in evaluation mode.
     """
     sums = [torch.zeros((), dtype=torch.float64, device=strategy.device) for _ in layers]
+    counted: Tensor | None = None
 
     def listen(place: int) -> Any:
         def hear(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
             tokens = given[0].flatten(0, -2).float()
+            if counted is not None:
+                tokens = tokens * counted
             sums[place] = sums[place] + (tokens.T @ tokens).double()
 
         return hear
@@ -82,7 +87,9 @@ def second_moments(strategy: Strategy, layers: Sequence[nn.Module], power: int) 
     examples = strategy.examples
     unused = torch.zeros(len(examples), dtype=torch.int64)
     for inputs, *_ in Loader(examples, unused, strategy.recipe.eval_batch_size, strategy.device, None):
-        model.features(inputs)
+        counted = (inputs[:, 1] != NOTHING).flatten()[:, None] if is_text(inputs) else None
+        with strategy.autocast():
+            model.features(inputs)
     model.train(was_training)
     for hook in hooks:
         hook.remove()
@@ -148,6 +155,10 @@ class InfLoRA(Method):
     but A_t M = 0 holds also where the free space has fewer than `rank` dimensions: missing rows are zero.
     Rank and alpha are the recipe's (s = 1 where they are equal). Past pairs are merged into the
     effective weights and kept as factors.
+
+    Of text the inputs of a task are those of its questions and answers, each token counting the same. The paper is
+    about images and adapts k and v; a language model's q, k and v are given the same inputs, so any of them may be
+    chosen.
     """
 
     name = "inflora"
@@ -168,7 +179,7 @@ class InfLoRA(Method):
 
     def resources(self) -> Resources:
         """One pair of factors a task, and bases of at most half the width in each layer."""
-        return Resources(stored_mib_per_task=64.0)
+        return Resources(stored_mib_per_task=2304.0)  # 64 bases of 4096 x 2048 are 2048
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """A LoRA with fixed input sides and the memory."""

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clbench.method import Method, Resources, Workbench
+from clbench.methods._prototypes import open_answers
 from clbench.strategy import Plugin, Strategy
+from clbench.stream import Stream
 from clbench.terms import Schedule
 
 
@@ -63,6 +65,10 @@ class NCM(Method):
     def resources(self) -> Resources:
         """One mean a class, allocated at the start."""
         return Resources(class_statistics=True, stored_mib_per_task=0.0)
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Open answers."""
+        return open_answers(stream)
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """Replace the linear head by the prototypes."""

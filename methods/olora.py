@@ -14,21 +14,28 @@ from clbench.method import Method, Resources, Search, Workbench
 from clbench.strategy import Plugin, Strategy
 
 
-def overlap(past: Tensor, live: Tensor, norm: Literal["l1", "l2sq"]) -> Tensor:
-    """Sum over layers, parts and past tasks of |A_i A_t'| entries, or of their squares.
+def overlap(past: Sequence[Tensor], live: Sequence[Tensor], norm: Literal["l1", "l2sq"]) -> Tensor:
+    """Sum over matrices and past tasks of |A_i A_t'| entries, or of their squares.
 
-    past: `[layers, tasks, parts, rank, width]`, live: `[layers, parts, rank, width]`. Zero exactly
-    where the row spaces are orthogonal.
+    past: `[matrices, tasks * rank, width]`, live: `[matrices, rank, width]`, of each width; one product each,
+    however many tasks there are. Zero exactly where the row spaces are orthogonal.
     """
-    products: Tensor = torch.einsum("ltpri,lpsi->ltprs", past, live)
-    return products.abs().sum() if norm == "l1" else products.square().sum()
+    products = [before @ now.mT for before, now in zip(past, live, strict=True)]
+    sums = [each.abs().sum() if norm == "l1" else each.square().sum() for each in products]
+    return torch.stack(sums).sum()
+
+
+def by_width(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices `[rows, width]` of equally many rows in stacks, one for each width, in order."""
+    widths = dict.fromkeys(matrix.shape[-1] for matrix in matrices)
+    return [torch.stack([matrix for matrix in matrices if matrix.shape[-1] == width]) for width in widths]
 
 
 class _Orthogonal(Plugin):
     def __init__(self, method: OLoRA, bench: Workbench, lora: LoRA) -> None:
         super().__init__()
         self.method, self.bench, self.lora = method, bench, lora
-        self.past: Tensor | None = None
+        self.past: list[Tensor] = []
 
     def before_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Freeze the last task's pairs; all past ones are summed into the effective weights."""
@@ -36,21 +43,24 @@ class _Orthogonal(Plugin):
             self.lora.retire(self.bench.generator("fresh pair", strategy.task_index))
             self.past = self._past()
 
-    def _past(self) -> Tensor:
-        return torch.stack([self._matrices(layer, layer.past_down, layer.past_up) for layer in self.lora.layers])
+    def _past(self) -> list[Tensor]:
+        found: list[Tensor] = []
+        for layer in self.lora.layers:
+            each = [self._matrices(layer, *pair) for pair in zip(layer.past_down, layer.past_up, strict=True)]
+            found += [torch.cat(tasks) for tasks in zip(*each, strict=True)]
+        return by_width(found)
 
-    def _live(self) -> Tensor:
-        return torch.stack([self._matrices(layer, layer.down, layer.up) for layer in self.lora.layers])
+    def _live(self) -> list[Tensor]:
+        found = [self._matrices(layer, layer.down, layer.up) for layer in self.lora.layers]
+        return by_width([matrix for own in found for matrix in own])
 
-    def _matrices(self, layer: LoRALinear, down: Tensor, up: Tensor) -> Tensor:
-        """`[(tasks,) parts, rank, width]` on the chosen side."""
-        if self.method.side == "A":
-            return torch.stack(down.split(layer.rank, dim=-2), dim=-3)
-        return torch.stack([part.mT for part in up.split(layer.sizes, dim=-2)], dim=-3)
+    def _matrices(self, layer: LoRALinear, down: Tensor, up: Tensor) -> Sequence[Tensor]:
+        """Of each part, `[rank, width]` on the chosen side."""
+        return down.split(layer.rank) if self.method.side == "A" else [part.mT for part in up.split(layer.sizes)]
 
     def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Add both penalties."""
-        if self.past is not None and self.method.penalty_weight:
+        if self.past and self.method.penalty_weight:
             strategy.loss += self.method.penalty_weight * overlap(self.past, self._live(), self.method.norm)
         if self.method.size_weight:
             sizes = torch.stack([torch.linalg.vector_norm(factor) for factor in self.lora.parameters()])
@@ -59,7 +69,8 @@ class _Orthogonal(Plugin):
     @torch.no_grad()
     def notes(self) -> dict[str, Any]:
         """The overlap of the last task's pairs with the past ones, so that a penalty that does nothing is seen."""
-        return {"last_overlap": float(overlap(self._past(), self._live(), self.method.norm))}
+        past = self._past()
+        return {"last_overlap": float(overlap(past, self._live(), self.method.norm)) if past else 0.0}
 
 
 class OLoRA(Method):

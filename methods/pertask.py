@@ -45,7 +45,7 @@ class _Oracle(Plugin):
     def after_eval_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """And, where asked for, only its task's classes; then back to the live LoRA."""
         self.lora.choose(None)
-        if self.method.own_classes:
+        if self.method.own_classes and not self.classes.all():  # where answers are open, every token is every task's
             others = ~self.classes[self._tasks(strategy)]
             strategy.mb_output = strategy.mb_output.masked_fill(others, float("-inf"))
 
@@ -62,7 +62,8 @@ class PerTask(Method):
     """A LoRA (Hu et al., ICLR 2022) of its own for each task, and an oracle that tells the task at test.
 
     With `own_classes` and the loss over the current classes nothing that answers a task moves after it, so
-    nothing is forgotten, and nothing is transferred. It is told what the other methods must find out:
+    nothing is forgotten, and nothing is transferred. Open answers have no classes, and each is written by the
+    LoRA of its true task. It is told what the other methods must find out:
     an upper reference, not a competitor.
     """
 

@@ -14,8 +14,9 @@ from clbench.adapters import bottleneck
 from clbench.errors import Diverged
 from clbench.method import Method, Resources, Search, Workbench
 from clbench.methods._first_session import FirstSession
-from clbench.methods._prototypes import Answering, Views
+from clbench.methods._prototypes import Answering, Views, open_answers
 from clbench.strategy import Plugin
+from clbench.stream import Stream
 from clbench.terms import Schedule
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
@@ -136,6 +137,10 @@ class RanPAC(Method):
     def resources(self) -> Resources:
         """G, Q and W, allocated at the start."""
         return Resources(class_statistics=True, stored_mib_per_task=0.0)
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Open answers."""
+        return open_answers(stream)
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """The adapter and the regression behind it."""

@@ -151,11 +151,13 @@ class SAPT(Method):
     The current pair, its key and the query network are trained; past pairs and keys are frozen. The same w
     weighs all layers and is computed once a sample; all pairs are applied in one product.
 
-    For classifiers q comes from the untouched backbone's features, where the original takes the prompt's
-    embedded tokens, so a step has one more forward pass. Reflection (`arm`) keeps the weights of past tasks
-    where they were: kl_weight Σ_i<t mean KL(w̄_i ‖ w). The original does it on samples that a language model
-    makes up; a classifier makes none, so the default is without, and "exemplar" uses training samples. Of
-    these only the frozen features are needed and kept, and they are declared as kept samples.
+    q comes from the untouched backbone's features, of text the mean of its last states over the question's tokens,
+    whatever the answer and the padding are; the original takes the largest of the question's embedded tokens in each
+    dimension, padding among them. So a step has one more forward pass. Reflection (`arm`) keeps the weights of past
+    tasks where they were: kl_weight Σ_i<t mean KL(w̄_i ‖ w). The original does it on samples of past tasks that a
+    language model has made up beforehand; here nothing is made up: the default is without, which keeps nothing of any
+    sample, and "exemplar" uses training samples. Of these only the frozen features are needed and kept, and they are
+    declared as kept samples.
     Rank and s are the recipe's.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from clbench.adapters.lora import LoRA, LoRALinear
 from clbench.errors import BadValue
@@ -44,7 +45,7 @@ def inner_products(lora: LoRA, shares: Tensor) -> Tensor:
     total = torch.zeros(kept, kept, dtype=torch.float64, device=shares.device)
     for layer, own in zip(lora.layers, shares.double(), strict=True):
         downs, ups = layer.bank_down.double().split(layer.rank, 1), layer.bank_up.double().split(layer.sizes, 1)
-        for down, up, share in zip(downs, ups, own.T, strict=True):
+        for down, up, share in zip(downs, ups, own.T[: len(downs)], strict=True):
             scaled = up * share[:, None, None]
             outputs, inputs = torch.einsum("ior,jos->ijrs", scaled, scaled), torch.einsum("irk,jsk->ijrs", down, down)
             total += (outputs * inputs).sum((2, 3))
@@ -58,8 +59,12 @@ class _Directions(Plugin):
         self.magnitudes = nn.Parameter(torch.full((1,), method.start, device=bench.device))
         """α of every direction kept and, last, of the live pair."""
         bench.model.register_parameter("lora_magnitudes", self.magnitudes)
-        self.shares = torch.ones(len(lora), 1, len(lora.layers[0].bounds), device=bench.device)
-        """How a direction's magnitude is shared out, `[layers, pairs, parts]`; all 1 for the live pair."""
+        self.parts = [len(layer.bounds) for layer in lora.layers]
+        self.shares = torch.ones(len(lora), 1, max(self.parts), device=bench.device)
+        """How a direction's magnitude is shared out, `[layers, pairs, parts]`; all 1 for the live pair.
+
+        Where a layer has fewer parts than another, the rest of its row means nothing.
+        """
 
     def before_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Freeze what the last task has learned as a direction, and start a fresh pair."""
@@ -76,12 +81,12 @@ class _Directions(Plugin):
     @torch.no_grad()
     def _freeze(self) -> None:
         self.lora.keep()
-        found = torch.stack([normalise_last(layer) for layer in self.lora.layers])  # [layers, parts]
+        sizes = [normalise_last(layer) for layer in self.lora.layers]
         magnitudes, shares = self.magnitudes.data, self.shares[:, :-1]
         if self.method.compat_reset:
             magnitudes, shares = torch.full_like(magnitudes, self.method.start), torch.ones_like(self.shares)
         else:
-            size = found.square().mean().sqrt()
+            size, found = torch.cat(sizes).square().mean().sqrt(), pad_sequence(sizes, batch_first=True)
             magnitudes[-1] *= size
             shares = torch.cat([shares, (found / size.clamp(min=_TINY))[:, None]], dim=1)
             if self.method.distil is not None and shares.shape[1] > 1:
@@ -106,7 +111,8 @@ class _Directions(Plugin):
 
     def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Weigh the directions by their magnitudes as they are now."""
-        self.lora.mix((self.magnitudes[:, None] * self.shares)[:, None])
+        weights = (self.magnitudes[:, None] * self.shares)[:, None]
+        self.lora.mix(own[..., :parts] for own, parts in zip(weights, self.parts, strict=True))
 
     def before_eval_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """The same at test."""

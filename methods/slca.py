@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from clbench.method import Method, Resources, Search, Workbench
 from clbench.methods._decomposition import align
+from clbench.methods._prototypes import open_answers
 from clbench.methods._statistics import ClassStatistics, Kind
 from clbench.model import Classifier
 from clbench.seeding import derive
@@ -82,7 +83,7 @@ class _SlowLearner(Plugin):
         strategy.model.eval()
         found = []
         for inputs, targets, *_ in strategy.dataloader:
-            with torch.autocast(strategy.device.type, torch.bfloat16, enabled=strategy.recipe.precision == "bfloat16"):
+            with strategy.autocast():
                 found.append((strategy.model.features(inputs).float(), targets))
         features, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
         self.statistics.add(features, targets, derive(self.bench.seed, "clusters", strategy.task_index))
@@ -170,10 +171,10 @@ class SLCA(Method):
         return Resources(class_statistics=True, stored_mib_per_task=512.0 if self.statistics == "covariance" else 32.0)
 
     def unsupported(self, stream: Stream) -> str | None:
-        """A class in two tasks."""
+        """Open answers, or a class in two tasks."""
         taught = [c for task in stream for c in task.classes]
         if len(set(taught)) == len(taught):
-            return None
+            return open_answers(stream)
         return "it keeps one statistic a class, and a class comes in two tasks"
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:

@@ -7,13 +7,12 @@ Expected: joint near 91 %, the nearest class mean near 81 %, SeqLoRA near 53 %.
 from __future__ import annotations
 
 from clbench.recipe import Recipe
-from clbench.suite import Contender, Suite
+from clbench.suite import Contender, Suite, later
 from clbench.suites._contenders import CONTENDERS
-from clbench.suites._letters import stream
 
 glyphs = Suite(
     name="glyphs",
-    make_stream=stream,
+    make_stream=later("clbench.suites._letters:stream"),
     stream_name="glyphs",
     backbone="glyph-vit",
     recipe=Recipe(epochs=5, batch_size=32, learning_rate=1e-3),

@@ -8,8 +8,7 @@ Qian et al., ICML 2025 (arXiv 2506.10355), on the embedded letters. The row `pen
 from __future__ import annotations
 
 from clbench.recipe import Recipe
-from clbench.suite import Contender, Suite
-from clbench.suites._letters import stream
+from clbench.suite import Contender, Suite, later
 
 
 def _rows(field: str, *values: float | str) -> tuple[Contender, ...]:
@@ -19,7 +18,7 @@ def _rows(field: str, *values: float | str) -> tuple[Contender, ...]:
 def _suite(name: str, *contenders: Contender) -> Suite:
     return Suite(
         name=f"treelora-{name}",
-        make_stream=stream,
+        make_stream=later("clbench.suites._letters:stream"),
         stream_name="glyphs",
         backbone="glyph-vit",
         recipe=Recipe(epochs=5, batch_size=32, learning_rate=1e-3),

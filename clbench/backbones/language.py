@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ APART = {
 """What the projections of an attention are called where each is a layer."""
 FUSED = ("qkv_proj", "c_attn")
 """Layers whose rows are all queries, then all keys, then all values."""
+KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
 NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "input_layernorm")
 FEED_FORWARDS = ("mlp", "feed_forward")
 
@@ -44,8 +45,9 @@ class LanguageModel(Classifier):
 
     def __init__(self, body: PreTrainedModel, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.body: Any = _with_linear_layers(body)
         self.tokenizer, config = tokenizer, body.config.get_text_config()
+        _refuse_unknown(body, getattr(config, "layer_types", None) or ())
+        self.body: Any = _with_linear_layers(body)
         self.width, self.classes = int(config.hidden_size), int(config.vocab_size)
         self.blocks = _blocks(body, int(config.num_hidden_layers))
         self.attentions = [_attention(block) for _, block in self.blocks]
@@ -80,8 +82,8 @@ class LanguageModel(Classifier):
 
     def features(self, inputs: Tensor) -> Tensor:
         """Mean of the questions' last hidden states, adapters on, prompts and prefixes off."""
-        hidden: Tensor = self.body.base_model(**self._plain(inputs)).last_hidden_state
-        asked = (inputs[:, 1] == PROMPT).to(hidden.dtype).unsqueeze(-1)
+        hidden: Tensor = self.body.base_model(**self._plain(inputs)).last_hidden_state.float()
+        asked = (inputs[:, 1] == PROMPT).float().unsqueeze(-1)
         return (hidden * asked).sum(1) / asked.sum(1).clamp(min=1)
 
     @torch.no_grad()
@@ -90,6 +92,7 @@ class LanguageModel(Classifier):
         return self.features(inputs)
 
     def _plain(self, inputs: Tensor) -> dict[str, Any]:
+        self._set_prefixes(Prefixes())
         visible = inputs[:, 1] != NOTHING
         embedded = self.body.get_input_embeddings()(inputs[:, 0])
         return self._arguments(embedded, visible)
@@ -132,8 +135,8 @@ class LanguageModel(Classifier):
         kinds = getattr(config, "layer_types", None)
         if kinds is None:
             return _mask(visible, queries, dtype, window)
-        windows = {"full_attention": None, "sliding_attention": window}
-        masks = {kind: _mask(visible, queries, dtype, windows.get(kind)) for kind in dict.fromkeys(kinds)}
+        windows = dict(zip(KINDS_OF_LAYERS, (None, window), strict=True))
+        masks = {kind: _mask(visible, queries, dtype, windows[kind]) for kind in dict.fromkeys(kinds)}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     # learning
@@ -141,13 +144,15 @@ class LanguageModel(Classifier):
     def losses(self, logits: Tensor, targets: Tensor, allowed: Tensor) -> Tensor:
         """Mean over each answer's tokens, `[batch]`; every token is always allowed."""
         assert targets.shape[1] <= logits.shape[1], "answers longer than any task that has begun"
-        logits = logits[:, -targets.shape[1] :]
-        each = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
-        counts = (targets != IGNORED).sum(1).clamp(min=1)
-        return each.sum(1) / counts
+        logits = logits[:, -targets.shape[1] :].flatten(0, 1)  # classes last, since it is their sums that take time
+        each = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none").view_as(targets)
+        return each.sum(1) / (targets != IGNORED).sum(1).clamp(min=1)
 
     def read(self, stream: Stream, recipe: Recipe) -> Stream:
-        """Train and validation as lessons, test as questions. Raises BadValue where the stream is of images."""
+        """Train and validation as lessons, test as questions.
+
+        Raises BadValue where the stream is of images, or has rows that are longer than the model's context.
+        """
         if not stream.is_text:
             raise BadValue("a language model reads text, and this suite has images; choose a vision backbone.")
         self.temperature = recipe.temperature
@@ -155,17 +160,24 @@ class LanguageModel(Classifier):
         if recipe.checkpointing:
             self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-        def lessons(examples: Any) -> Lessons:
-            assert isinstance(examples, TextSet)
-            return Lessons(examples, self.tokenizer, limits)
-
         def read(task: Task) -> Task:
-            assert isinstance(task.test, TextSet)
-            asked = Questions(task.test, self.tokenizer, limits)
-            return Task(task.name, lessons(task.train), lessons(task.validation), asked, task.classes)
+            train, validation, test = (_text(part) for part in (task.train, task.validation, task.test))
+            lessons = Lessons(train, self.tokenizer, limits), Lessons(validation, self.tokenizer, limits)
+            asked = Questions(test, self.tokenizer, limits)
+            self._refuse_longer(task.name, max(part.longest for part in (*lessons, asked)))
+            return Task(task.name, *lessons, asked, task.classes)
 
         self.body.to(torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32)
         return Stream(tuple(read(task) for task in stream), stream.class_names)
+
+    def _refuse_longer(self, task: str, longest: int) -> None:
+        """Raise BadValue where `longest` tokens are more than the model was made for."""
+        room = getattr(self.body.config.get_text_config(), "max_position_embeddings", None)
+        if room is not None and longest > room:
+            raise BadValue(
+                f"a question of task '{task}' with its answer may have {longest} tokens, and the model reads {room}; "
+                "lower recipe.prompt_tokens or recipe.answer_tokens."
+            )
 
     def begin(self, task: Task) -> None:
         """Widen the span to the task's longest answer; it never shrinks, since past samples may come back."""
@@ -187,11 +199,12 @@ class LanguageModel(Classifier):
         logits = self.body(**arguments, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
         margins = torch.full((len(inputs),), float("inf"), device=inputs.device)
         open_, said = torch.ones_like(margins, dtype=torch.bool), []
-        for length in range(int(limits.max())):
+        for length in range(1, int(limits.max()) + 1):
             token, margin = self._next(logits)
             margins = torch.where(open_, torch.minimum(margins, margin), margins)
-            open_ = open_ & (token != self.tokenizer.end) & (length < limits)
+            open_ = open_ & (token != self.tokenizer.end)
             said.append(torch.where(open_, token, IGNORED))
+            open_ = open_ & (length < limits)
             if not open_.any():
                 break
             visible = F.pad(visible, (0, 1), value=True)
@@ -250,6 +263,9 @@ class LanguageModel(Classifier):
             rows = {name: (ends[i], ends[i + 1]) for i, name in enumerate("qkv") if name in wanted}
             if rows:
                 yield Site(f"{path}.{fused}", index, rows)
+            size = self.get_submodule(f"{path}.{fused}").get_parameter("weight").shape[0]
+            if size != ends[-1]:
+                raise BadValue(f"the layer '{fused}' of a {type(self.body).__name__} is laid out in a way unknown here.")
             wanted = [name for name in wanted if name not in "qkv"]
         for name in wanted:
             found = next((linear[leaf] for leaf in APART[name] if leaf in linear), None)
@@ -320,6 +336,24 @@ def _mask(visible: Tensor, queries: int, dtype: torch.dtype, window: int | None)
         allowed = allowed & (back < window)
     lowest = torch.finfo(dtype).min
     return torch.zeros(allowed.shape, dtype=dtype, device=visible.device).masked_fill(~allowed, lowest)[:, None]
+
+
+def _text(examples: object) -> TextSet:
+    assert isinstance(examples, TextSet)
+    return examples
+
+
+def _refuse_unknown(body: PreTrainedModel, kinds: Collection[str]) -> None:
+    """Raise BadValue where the body's attention would not come to `_attend`, or looks at what no mask here says."""
+    name = type(body).__name__
+    if not body._supports_attention_backend:
+        raise BadValue(f"{name} does not use transformers' attention interface; choose a model of another architecture.")
+    unknown = sorted(set(kinds) - set(KINDS_OF_LAYERS))
+    if unknown:
+        raise BadValue(
+            f"{name} has layers of the kind '{unknown[0]}', and known here are {' and '.join(KINDS_OF_LAYERS)}; "
+            "choose a model of another architecture."
+        )
 
 
 def _with_linear_layers(body: PreTrainedModel) -> PreTrainedModel:
