@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -42,11 +41,11 @@ def mean(records: list[Record], metric: str) -> float:
 
 
 @pytest.mark.parametrize("suite", ["quick", "glyphs", *ABLATIONS])
-def test_every_contender_has_three_finished_seeds_of_today(suite: str) -> None:
+def test_every_contender_has_at_least_three_finished_seeds_of_today(suite: str) -> None:
     rows, found = published(suite), catalog.suite(suite)
     assert {(row.method.name, row.variant) for row in catalog.rows(found, [], {})} == set(rows)
     for records in rows.values():
-        assert {record.seed for record in records} == SEEDS
+        assert {record.seed for record in records} >= SEEDS
         assert {record.status for record in records} == {"done"}
         assert {record.fingerprint for record in records} == {catalog.current_fingerprint(records[0].method)}
         assert suite != "quick" or not any(record.contended for record in records)
@@ -100,7 +99,7 @@ def test_treelora_keeps_on_glyphs_what_plain_lora_forgets() -> None:
     accuracy = {row: mean(records, "average_accuracy") for row, records in rows.items()}
     mine, host = ("treelora", ""), ("hidelora", "")
     assert all(accuracy[mine] > accuracy[other, ""] for other in ("seqlora", "ewc", "olora", "l2p"))
-    assert accuracy[mine] >= accuracy[host] - math.hypot(spread(rows[mine]), spread(rows[host]))
+    assert accuracy[mine] >= accuracy[host] - spread(rows[mine])
     assert mean(rows[mine], "forgetting") < mean(rows["seqlora", ""], "forgetting") / 3
 
 
