@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from clbench import __version__, cli_data, cli_tables
+from clbench.cli_cache import cache
 from clbench.cli_report import report
 from clbench.errors import ClbenchError
 from clbench.options import Device, Format, Published, StorePath, SuiteName, existing, root
@@ -51,6 +52,7 @@ app = typer.Typer(
 new = typer.Typer(cls=Door, help="Write a skeleton to start from.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(new, name="new")
 app.add_typer(cli_data.app, name="data")
+app.command()(cache)
 
 
 def _version(asked: bool) -> None:

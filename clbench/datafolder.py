@@ -1,4 +1,4 @@
-"""Where data sets lie on this machine."""
+"""Where data sets, and what is made of them, lie on this machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ def root() -> Path:
     chosen = os.environ.get("CLBENCH_DATA")
     if chosen:
         return Path(chosen).expanduser().absolute()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return (cache if cache.is_absolute() else Path("~/.cache")).expanduser() / "clbench" / "data"
+    return cache() / "data"
+
+
+def cache() -> Path:
+    """Our folder in the user's cache: `clbench` in `$XDG_CACHE_HOME`, or in `~/.cache`. Nothing is created."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return (folder if folder.is_absolute() else Path("~/.cache")).expanduser() / "clbench"
 
 
 def folder(name: str, at: Path | None) -> Path:

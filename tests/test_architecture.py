@@ -25,11 +25,11 @@ FLOORS = (
     "errors seeding terms padding datafolder text | record metrics scoring stream transforms recipe files glyphs words "
     "contents fingerprint | model",
     "protocol backbones adapters meter checkpoint origin data | method imagestore",
-    "loader | suite strategy store stats row remarks | table tiny | significance arrange",
+    "loader featurecache | suite strategy store stats row remarks | table tiny | significance arrange",
     "report methods suites",
     "marking | plan exam costs | runner | executors | tune conformance live",
     "catalog",
-    "memo views options | compare skeleton doctor cli_data cli_report cli_tables | cli | __main__",
+    "memo views options | compare skeleton doctor cli_cache cli_data cli_report cli_tables | cli | __main__",
 )
 FLOOR = {
     name: (floor, step)

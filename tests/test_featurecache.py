@@ -1,0 +1,84 @@
+"""Feature cache: exact, bounded, never in the way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from clbench.cli import app
+from clbench.errors import BadValue
+from clbench.featurecache import FeatureCache
+
+
+def features(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> FeatureCache:
+    return FeatureCache(tmp_path / "features", limit_bytes=4_000)
+
+
+def test_what_was_put_comes_back_to_the_bit(cache: FeatureCache) -> None:
+    assert cache.get("a") is None
+    cache.put("a", features(10))
+    found = cache.get("a")
+    assert found is not None
+    assert found.tobytes() == features(10).tobytes()
+
+
+def test_the_longest_unused_goes_first(cache: FeatureCache) -> None:
+    for second, key in enumerate("abc"):
+        cache.put(key, features(60))  # 960 bytes and a header of 128
+        os.utime(cache.folder / f"{key}.npy", (second, second))
+    assert cache.get("a") is not None  # now the latest used
+    cache.put("d", features(60))
+    assert [entry.path.stem for entry in cache.entries()] == ["c", "a", "d"]
+    assert sum(entry.bytes for entry in cache.entries()) <= cache.limit_bytes
+
+
+def test_what_does_not_fit_is_not_kept_and_drives_nothing_out(cache: FeatureCache) -> None:
+    cache.put("small", features(10))
+    cache.put("large", features(1_000))
+    assert [entry.path.stem for entry in cache.entries()] == ["small"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY torn", b"something else"])
+def test_a_torn_file_is_as_good_as_none(cache: FeatureCache, content: bytes) -> None:
+    cache.put("a", features(10))
+    (cache.folder / "a.npy").write_bytes(content)
+    assert cache.get("a") is None
+    cache.put("a", features(10, seed=1))
+    found = cache.get("a")
+    assert found is not None
+    assert (found == features(10, seed=1)).all()
+
+
+def test_a_place_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file where the folder should be")
+    cache = FeatureCache(tmp_path / "file" / "features", limit_bytes=4_000)
+    cache.put("a", features(10))
+    assert cache.get("a") is None
+
+
+def test_the_command_shows_and_clears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CLBENCH_CACHE_GIB", "0.5")
+    FeatureCache.usual().put("abc", features(10))
+    shown = CliRunner().invoke(app, ["cache"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith("abc  0.0 MiB")
+    assert f"0.0 MiB of 512.0 MiB in '{tmp_path / 'clbench' / 'features'}'" in shown.stdout
+    assert CliRunner().invoke(app, ["cache", "--clear"]).exit_code == 0
+    assert FeatureCache.usual().entries() == []
+
+
+@pytest.mark.parametrize("said", ["much", "-1", "nan", "inf"])
+def test_a_limit_that_is_none_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLBENCH_CACHE_GIB", said)
+    with pytest.raises(BadValue, match="takes a number of GiB"):
+        FeatureCache.usual()
