@@ -1,8 +1,8 @@
 """Features of the untouched backbone on disk, so that no test image is looked at twice for the same numbers.
 
-A file holds the features `[n, width]` of one set of examples in order. Its name is a hash of all they depend on: weights,
-examples, transform, normalisation, precision, kind of device. Nothing else is in the cache, and what is lost from it is
-computed again.
+A file holds the features `[n, width]` of one set of examples in order. Its name is a hash of all they depend
+on: weights, examples, transform, normalisation, precision, kind of device. Nothing else is in the cache, and
+what is lost from it is computed again.
 """
 
 from __future__ import annotations
