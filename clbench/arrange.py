@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,21 @@ def _sorted(rows: Sequence[Row], column: Column, backwards: bool) -> tuple[Row, 
     downwards = (column.better == "high") != backwards
     filled = sorted((row for row in rows if not empty(row)), key=value, reverse=downwards)
     return (*filled, *(row for row in rows if empty(row)))
+
+
+def headed(tables: Iterable[Table], own: Mapping[str, str]) -> tuple[Table, ...]:
+    """The tables, of which those of another backbone than `own` says of their suite name it in their heading."""
+    return tuple(_headed(table, own.get(table.suite, "").partition("@")[0]) for table in tables)
+
+
+def _headed(table: Table, own: str) -> Table:
+    if (
+        not own
+        or table.backbone in ("", own)
+        or "backbone" in {word.split(" ")[0] for word in table.differs.split(", ")}
+    ):
+        return table
+    return replace(table, differs=", ".join(filter(None, (table.differs, f"backbone {table.backbone}"))))
 
 
 def with_missing(

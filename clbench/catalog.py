@@ -18,6 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from clbench import fingerprint
 from clbench.backbones import CONTENTS as BACKBONES
+from clbench.backbones import FAMILIES, WEIGHTS
 from clbench.contents import Entry
 from clbench.errors import BadValue, ClbenchError, UnknownName
 from clbench.methods import CONTENTS as _METHODS
@@ -26,7 +27,7 @@ from clbench.suites import CONTENTS as _LISTED
 if TYPE_CHECKING:
     from clbench.method import Method
     from clbench.plan import Row
-    from clbench.suite import Contender, Suite
+    from clbench.suite import Contender, Files, Suite
 
 __all__ = [
     "BACKBONES",
@@ -66,15 +67,46 @@ def suites() -> dict[str, Entry]:
     return dict(_SUITES)
 
 
-def suite(name: str, recipe: Mapping[str, str] | None = None) -> Suite:
-    """The suite called `name`, with fields of its recipe replaced for all methods by what the words in `recipe` say."""
+def suite(
+    name: str,
+    recipe: Mapping[str, str] | None = None,
+    *,
+    files: Files | None = None,
+    backbone: str = "",
+    weights: str = "default",
+) -> Suite:
+    """The suite called `name`, or the same otherwise.
+
+    For all methods alike: fields of the recipe are replaced by what the words in `recipe` say, the data by other
+    `files`, the backbone by another of `backbones.CONTENTS` or of a family, its weights by others of
+    `backbones.WEIGHTS`.
+    """
     if name not in _SUITES:
         raise UnknownName("suite", name, _SUITES)
     found: Suite = _SUITES[name].load()
+    if files is not None:
+        found = found.of(files)
+    _refuse_unknown_backbone(backbone, weights)
+    if backbone:
+        found = replace(found, backbone=backbone)
+    if weights != "default":
+        found = replace(found, weights=weights)
     if not recipe:
         return found
     others = {method: {k: v for k, v in own.items() if k not in recipe} for method, own in found.recipes.items()}
-    return replace(found, recipe=_changed(found.recipe, recipe, "recipe"), recipes=others)
+    equal = {"task_epochs": ""} if "epochs" in recipe else {}  # those of each task would overrule it
+    return replace(found, recipe=_changed(found.recipe, {**equal, **recipe}, "recipe"), recipes=others)
+
+
+def _refuse_unknown_backbone(backbone: str, weights: str) -> None:
+    plain = backbone.partition("@")[0]
+    family, colon, _ = plain.partition(":")
+    if colon and family not in FAMILIES:
+        raise UnknownName("family of backbones", family, FAMILIES)
+    if plain and not colon and plain not in BACKBONES:
+        raise UnknownName("backbone", plain, [*BACKBONES, *(f"{family}:NAME" for family in FAMILIES)])
+    if weights not in WEIGHTS:
+        raise UnknownName("choice of weights", weights, WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -248,7 +280,7 @@ def _owned(settings: Mapping[str, Mapping[str, str]], names: Sequence[str]) -> d
 
 def _changed_recipe(suite: Suite) -> str:
     """The recipe's fields that are not the listed suite's, in words: they tell rows of one table apart."""
-    listed = _SUITES[suite.name].load().recipe if suite.name in _SUITES else suite.recipe
+    listed = _SUITES[suite.name].load().of(suite.files).recipe if suite.name in _SUITES else suite.recipe
     mine, plain = suite.recipe.model_dump(mode="json"), listed.model_dump(mode="json")
     return ", ".join(f"recipe.{field}={_word(value)}" for field, value in mine.items() if value != plain[field])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,11 +10,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from clbench import __version__, cli_data, cli_tables
+from clbench import __version__, cli_data, cli_runs, cli_tables
 from clbench.cli_cache import cache
 from clbench.cli_report import report
+from clbench.cli_verify import verify
 from clbench.errors import ClbenchError
-from clbench.options import Device, Format, Published, StorePath, SuiteName, existing, root
+from clbench.options import Device, Format, Log, Published, Settings, StorePath, SuiteName, Track, existing, root
 
 WRONGLY_ASKED = 2
 INTERRUPTED = 130
@@ -78,16 +80,30 @@ def run(
         typer.Option(metavar="NAME|FILE.py:CLASS", help="A method; again for more. The suite's own when not given."),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="A seed; again for more. 0 when not given.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="METHOD.field=value", help="Or recipe.field=value. See 'clbench show NAME'."),
-    ] = None,
+    set_: Settings = None,
     order_seed: Annotated[int, typer.Option(min=0, help="The order of the tasks; 0 is the natural one.")] = 0,
+    backbone: Annotated[
+        str, typer.Option(metavar="NAME[@PATH]", help="In the place of the suite's; see 'clbench list backbones'.")
+    ] = "",
+    weights: Annotated[
+        str, typer.Option(metavar="default|random", help="The backbone's weights; random ones are for timing.")
+    ] = "default",
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Where the suite's files lie, if it reads any.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this task of the suite's files; again for more.")
+    ] = None,
+    eval_samples: Annotated[
+        int | None, typer.Option(min=1, help="Ask so many test examples of a task, all of them after the last task.")
+    ] = None,
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads, if not PyTorch's choice.")] = None,
     store: StorePath = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and write nothing.")] = False,
     publish: Annotated[bool, typer.Option("--publish", help="Copy the finished records to DIR/records.")] = False,
+    log: Log = None,
+    track: Track = None,
 ) -> None:
     """Teach what is missing of a suite, then print its table. Stop it with Ctrl-C; run it again to go on.
 
@@ -98,18 +114,26 @@ def run(
     request = compare.Request(
         suite=suite,
         methods=tuple(method or ()),
-        settings=tuple(set_ or ()),
+        settings=(*(set_ or ()), *([f"recipe.eval_samples={eval_samples}"] if eval_samples else [])),
         seeds=tuple(dict.fromkeys(seed or (0,))),
         order_seed=order_seed,
         device=device,
+        backbone=backbone,
+        weights=weights,
+        folder=str(from_ or ""),
+        tasks=tuple(dict.fromkeys(task or ())),
     )
-    code = compare.run(request, root(store), threads=threads, dry_run=dry_run, publish=publish)
+    told: dict[str, Any] = {"log": log, "track": track or ()}
+    code = compare.run(request, root(store), threads=threads, dry_run=dry_run, publish=publish, **told)
     raise typer.Exit(code)
 
 
 for comparing in cli_tables.COMMANDS:
     app.command()(comparing)
 app.command()(report)
+app.command()(cli_runs.compare)
+app.command("import")(cli_runs.import_)
+app.command()(verify)
 
 
 @app.command()
@@ -137,6 +161,33 @@ def tree(
         drawn = charts.write(trees.charts(record), out, tree_text.caption(record), "tree.html")
         typer.echo(f"drawn: {', '.join(map(str, drawn))}", err=True)
     typer.echo(shown)
+
+
+@app.command()
+def scores(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="SUITE, METHOD, seedN or the start of a key; several joined by '/'.")
+    ],
+    store: StorePath = None,
+    published: Published = False,
+    format: Format = "text",
+) -> None:
+    """Print what a run scored on each task after each, with floors and invalid answers where they were measured."""
+    from clbench import views
+    from clbench.errors import UnknownName
+    from clbench.report import triangle
+
+    if format not in views.LIST_FORMATS:
+        raise UnknownName("format of scores", format, views.LIST_FORMATS)
+    held = existing(store)
+    loaded = held.load(published=published)
+    views.problems(loaded)
+    record = views.pick(loaded, held, run)
+    outcomes = loaded.outcomes(record)
+    if format == "json":
+        typer.echo(views.to_json(triangle.facts(record, outcomes)))
+    else:
+        typer.echo(triangle.text(record, outcomes, shutil.get_terminal_size((120, 24)).columns))
 
 
 @app.command("list")
@@ -196,11 +247,17 @@ def tune(
 def pretrain(
     name: Annotated[str, typer.Argument(metavar="NAME", help="See 'clbench list backbones'.")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to put weights and card.")] = None,
+    from_: Annotated[
+        str, typer.Option("--from", metavar="NAME|DIR", help="Images to learn from: a data set, or CIFAR-10's folder.")
+    ] = "",
+    classes: Annotated[str, typer.Option(metavar="N-N,N", help="Only these classes of them, by number.")] = "",
+    epochs: Annotated[int, typer.Option(min=0, help="Passes over them.")] = 0,
 ) -> None:
-    """Make the weights of a shipped backbone again; takes long."""
-    from clbench.backbones.pretrain import pretrain
+    """Make the weights of a backbone, again or of images that you bring; takes long."""
+    from clbench.backbones.pretrain import Brought, pretrain
 
-    pretrain(name, out, lambda line: typer.echo(line, err=True))
+    brought = Brought(source=from_, classes=classes, epochs=epochs)
+    pretrain(name, out, lambda line: typer.echo(line, err=True), brought)
 
 
 @new.callback()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,16 @@ from clbench import catalog, memo, views
 from clbench.errors import UnknownName
 from clbench.live import duration, ending, reporter
 from clbench.store import Loaded, Store
+from clbench.trackers import watchers
 
 if TYPE_CHECKING:
     import torch
 
-    from clbench.plan import Cell
+    from clbench.executors import Watcher
+    from clbench.plan import Cell, Row
     from clbench.record import Record
     from clbench.stream import Stream
+    from clbench.suite import Suite
     from clbench.tune import Trial
 
 INTERRUPTED = 130
@@ -39,32 +43,67 @@ class Request:
     seeds: tuple[int, ...] = (0,)
     order_seed: int = 0
     device: str = "auto"
+    backbone: str = ""
+    """In the place of the suite's."""
+    weights: str = "default"
+    folder: str = ""
+    """Where the suite's files lie; empty for their usual place."""
+    tasks: tuple[str, ...] = ()
+    """Only these of the files' tasks."""
 
     def fingerprints(self) -> list[str]:
         """Of the sources of the methods named; raises where a name or a setting's form is wrong."""
-        if self.suite not in catalog.suites():
-            raise UnknownName("suite", self.suite, catalog.suites())
+        self._suite({})
         catalog.settings(self.settings)
         return [catalog.current_fingerprint(spec) for spec in self.methods]
 
+    def built(self) -> tuple[Suite, list[Row]]:
+        """The suite as it was asked for, and the methods to compare on it."""
+        said = catalog.settings(self.settings)
+        suite = self._suite(said.pop("recipe", {}))
+        return suite, catalog.rows(suite, self.methods, said)
 
-def run(request: Request, root: Path, *, threads: int | None, dry_run: bool, publish: bool) -> int:
-    """Run what is missing, print the table; returns the exit code.
+    def rests_on_files(self) -> bool:
+        """Whether the cells' keys depend on files that may change: data, or weights at a path."""
+        return self._suite({}).reads is not None or "@" in self.backbone
+
+    def _suite(self, recipe: dict[str, str]) -> Suite:
+        from clbench.suite import Files
+
+        files = Files(folder=Path(self.folder) if self.folder else None, tasks=self.tasks)
+        return catalog.suite(self.suite, recipe, files=files, backbone=self.backbone, weights=self.weights)
+
+
+def run(
+    request: Request,
+    root: Path,
+    *,
+    threads: int | None,
+    dry_run: bool,
+    publish: bool,
+    log: Path | None = None,
+    track: Sequence[str] = (),
+) -> int:
+    """Run what is missing, print the table; returns the exit code. `log`, `track`: see `clbench.trackers.watchers`.
 
     0: every cell is done or declined; 1: one failed; 130: interrupted. Raises ClbenchError for what was asked wrongly.
     """
     fingerprints = request.fingerprints()  # refuse unknown names before anything is loaded or written
     store = Store.existing(root) if dry_run and root.exists() else Store(root) if dry_run else Store.create(root)
+    told = [] if dry_run else watchers(log, track, root)
     device_kind = _device_kind(request.device)
     question = memo.question({**vars(request), "device": device_kind, "fingerprints": fingerprints})
     loaded = store.load(request.suite)
     views.problems(loaded)
-    keys = memo.recall(store, question)
+    keys = None if request.rests_on_files() else memo.recall(store, question)
     if keys is None or not _finished(loaded, keys):
         with _patience("loading PyTorch and Avalanche"):
-            device, stream, cells = _planned(request, device_kind, threads)
+            suite, rows = _built(request, threads)
+            if dry_run:
+                _print_memory(suite, rows)
+            device, stream, cells = _planned(request, suite, rows, device_kind)
         keys = [cell.key for cell in cells]
-        interrupted = _teach(cells, stream, store, device, loaded, dry_run)
+        interrupted = _teach(cells, stream, store, device, loaded, dry_run, told)
         if dry_run or interrupted:
             return INTERRUPTED if interrupted else 0
         memo.keep(store, question, keys)
@@ -93,25 +132,43 @@ def _patience(what: str) -> contextlib.AbstractContextManager[object]:
     return console.status(what) if console.is_terminal else contextlib.nullcontext()
 
 
-def _planned(request: Request, device_kind: str, threads: int | None) -> tuple[torch.device, Stream, list[Cell]]:
-    """The device, the stream and every cell that was asked for."""
-    from clbench import plan
-    from clbench.executors import choose_device
+def _print_memory(suite: Suite, rows: Sequence[Row]) -> None:
+    """What each method will need, where that can be told from shapes; before any file of data or weights is read."""
+    from clbench import memory
 
+    lines, reasons = memory.told(suite, rows)
+    if lines:
+        typer.echo("\n".join([memory.TITLE, views.columns(lines), *reasons, ""]))
+
+
+def _built(request: Request, threads: int | None) -> tuple[Suite, list[Row]]:
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-    said = catalog.settings(request.settings)
-    suite = catalog.suite(request.suite, said.pop("recipe", {}))
-    rows = catalog.rows(suite, request.methods, said)
+    return request.built()
+
+
+def _planned(
+    request: Request, suite: Suite, rows: Sequence[Row], device_kind: str
+) -> tuple[torch.device, Stream, list[Cell]]:
+    """The device, the stream and every cell that was asked for."""
+    from clbench import plan
+    from clbench.executors import choose_device
+
     stream = suite.stream(request.order_seed)
     cells = plan.cells(suite, stream, rows, request.seeds, request.order_seed, device_kind)
     return choose_device(device_kind), stream, cells
 
 
 def _teach(
-    cells: Sequence[Cell], stream: Stream, store: Store, device: torch.device, loaded: Loaded, dry_run: bool
+    cells: Sequence[Cell],
+    stream: Stream,
+    store: Store,
+    device: torch.device,
+    loaded: Loaded,
+    dry_run: bool,
+    told: Sequence[Watcher],
 ) -> bool:
     """Run the missing cells, or only name them; True where the person interrupted it."""
     from clbench import executors, plan
@@ -126,8 +183,8 @@ def _teach(
         return False
     console = Console(stderr=True, highlight=False)
     try:
-        with reporter(console, len(todo), expected) as told:
-            executors.inline(cells, stream, store, device, told)
+        with reporter(console, len(todo), expected, told) as everyone:
+            executors.inline(cells, stream, store, device, everyone)
     except KeyboardInterrupt:
         kept = len(cells) - len(executors.missing(cells, store))
         typer.echo(
@@ -168,12 +225,24 @@ def _conclude(store: Store, loaded: Loaded, keys: Collection[str], publish: bool
     exams = {record.suite_hash for record in mine}
     known = {record.method: record.fingerprint for record in mine}
     views.print_tables(views.tables(loaded, [r for r in loaded.records if r.suite_hash in exams], known))
+    _print_scores(loaded, mine)
     if publish:
         _publish(store, loaded, mine)
     for record in mine:
         if record.status != "done":
             views.warn(f"{_name(record)} {ending(record)}")
     return int(any(record.status == "failed" for record in mine))
+
+
+def _print_scores(loaded: Loaded, records: Sequence[Record]) -> None:
+    """Where one method was run, its scores task by task, seed by seed."""
+    from clbench.report import triangle
+
+    scored = [record for record in records if record.status == "done"]
+    if len({record.method for record in scored}) == 1:
+        width = shutil.get_terminal_size((120, 24)).columns
+        for record in scored:
+            typer.echo(f"\n{triangle.text(record, loaded.outcomes(record), width)}")
 
 
 def _name(record: Record) -> str:

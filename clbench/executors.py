@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from clbench.errors import NotAvailable, UnknownName
+from clbench.pace import Pace
 from clbench.plan import Cell
 from clbench.record import Record
 from clbench.store import CellFolder, Store
@@ -22,8 +23,8 @@ DEVICES = ("auto", "cpu", "cuda")
 class Reporter(Protocol):
     """Who is told how far a comparison has come; includes what `clbench.runner.Progress` asks for."""
 
-    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
-        """An epoch of the cell at hand has ended."""
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
+        """An epoch of the cell at hand has ended; tasks count from 0, epochs from 1."""
         ...
 
     def task(self, task: int, tasks: int) -> None:
@@ -43,10 +44,18 @@ class Reporter(Protocol):
         ...
 
 
+class Watcher(Reporter, Protocol):
+    """Someone who is told beside the person who waits."""
+
+    def close(self) -> None:
+        """Nobody will be told any more."""
+        ...
+
+
 class Quiet:
     """Tells nobody."""
 
-    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         """Nothing."""
 
     def task(self, task: int, tasks: int) -> None:

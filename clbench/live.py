@@ -16,10 +16,11 @@ from rich.text import Text
 from clbench import metrics
 from clbench.metrics import Undefined
 from clbench.record import Record
-from clbench.report.grid import clean
+from clbench.report.grid import brief, clean
 
 if TYPE_CHECKING:
-    from clbench.executors import Reporter
+    from clbench.executors import Reporter, Watcher
+    from clbench.pace import Pace
     from clbench.plan import Cell
 
 QUIET_SECONDS = 10.0
@@ -48,14 +49,26 @@ def ending(record: Record) -> str:
     return "done" if isinstance(accuracy, Undefined) else f"{record.score_name} {100 * accuracy:.1f} %"
 
 
+def speed(pace: Pace) -> str:
+    """How fast it goes, in a few words.
+
+    >>> from clbench.pace import Pace
+    >>> speed(Pace(2469, "images", 2.0))
+    '1,234 images/s'
+    """
+    return f"{brief(pace.per_second)} {pace.unit}/s"
+
+
 @dataclass
 class Forecast:
-    """Seconds left, from what cells took before and from those finished meanwhile."""
+    """Seconds left, from what cells took before, scaled by what those of now take on this machine."""
 
     expected: dict[str, float | None]
     """Key -> seconds of each cell that is not finished, None where it was never timed."""
     now: Callable[[], float] = time.monotonic
     taken: list[float] = field(default_factory=list)
+    compared: list[tuple[float, float]] = field(default_factory=list)
+    """Of the cells finished meanwhile that were timed before: the seconds expected, and those taken."""
     current: str = ""
     began: float = 0.0
 
@@ -65,19 +78,26 @@ class Forecast:
 
     def finish(self, key: str) -> float:
         """A cell has ended; its seconds, 0 where it was not ours."""
-        self.expected.pop(key, None)
+        expected = self.expected.pop(key, None)
         if key != self.current:
             return 0.0
         self.taken.append(self.now() - self.began)
+        if expected:
+            self.compared.append((expected, self.taken[-1]))
         self.current = ""
         return self.taken[-1]
 
     def left(self, done: float = 0.0) -> float | None:
         """Seconds left when the share `done` of the current cell is; None while nothing is known."""
         guess = fmean(self.taken) if self.taken else None
-        times = {key: guess if seconds is None else seconds for key, seconds in self.expected.items()}
+        elapsed, compared = self.now() - self.began, list(self.compared)
+        before = self.expected.get(self.current)
+        if before and done > 0:
+            compared.append((before, elapsed / done))
+        scale = sum(taken for _, taken in compared) / sum(then for then, _ in compared) if compared else 1.0
+        times = {key: guess if seconds is None else scale * seconds for key, seconds in self.expected.items()}
         if self.current in times:
-            elapsed, whole = self.now() - self.began, times[self.current]
+            whole = times[self.current]
             if done > 0:
                 times[self.current] = elapsed * (1 - done) / done
             elif whole is not None:
@@ -91,26 +111,28 @@ class Plain:
 
     def __init__(self, console: Console, cells: int, forecast: Forecast) -> None:
         self.console, self.cells, self.forecast = console, cells, forecast
-        self.number = 0
+        self.number = self.failed = 0
         self.spoken = 0.0
 
     def cell_started(self, cell: Cell) -> None:
         """Its number and name."""
         self.number += 1
         self.forecast.start(cell.key)
-        left = self.forecast.left()
-        self.message(f"[{self.number}/{self.cells}] {cell.name}{f', about {duration(left)} left' if left else ''}")
+        state = _state(self.failed, self.forecast.left())
+        self.message(f"[{self.number}/{self.cells}] {cell.name}{f', {state}' if state else ''}")
 
-    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         """Where the cell is, if it has been silent for long."""
         if self.forecast.now() - self.spoken > QUIET_SECONDS:
-            self.message(f"  task {task + 1} of {tasks}, epoch {epoch} of {epochs}, loss {loss:.3g}")
+            where = f"task {task + 1} of {tasks}, epoch {epoch} of {epochs}"
+            self.message(f"  {where}, loss {loss:.3g}, {speed(pace)}")
 
     def task(self, task: int, tasks: int) -> None:
         """Nothing: the next epoch or the end says it."""
 
     def cell_finished(self, cell: Cell, record: Record) -> None:
         """What became of it and how long it took."""
+        self.failed += record.status == "failed"
         seconds = self.forecast.finish(cell.key)
         self.message(f"  {ending(record)} ({duration(seconds) if seconds else 'by another process'})")
 
@@ -128,6 +150,7 @@ class Bars:
         self.whole = progress.add_task("cells", total=cells, note="")
         self.part = progress.add_task("", total=1, visible=False, note="")
         self.joint = False
+        self.failed = 0
 
     def cell_started(self, cell: Cell) -> None:
         """Show its name over an empty bar."""
@@ -137,12 +160,13 @@ class Bars:
         self.progress.reset(self.part, description=clean(cell.name), total=tasks, visible=True, note="")
         self._forecast(0.0)
 
-    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         """Move the lower bar by a part of a task."""
         lessons, lesson = (1, 0) if self.joint else (tasks, task)
         done = lesson + epoch / epochs
         where = "all tasks" if self.joint else f"task {task + 1}"
-        self.progress.update(self.part, completed=done, note=f"{where}, epoch {epoch}/{epochs}, loss {loss:.3g}")
+        note = f"{where}, epoch {epoch}/{epochs}, loss {loss:.3g}, {speed(pace)}"
+        self.progress.update(self.part, completed=done, note=note)
         self._forecast(done / lessons)
 
     def task(self, task: int, tasks: int) -> None:
@@ -151,6 +175,7 @@ class Bars:
 
     def cell_finished(self, cell: Cell, record: Record) -> None:
         """Print what became of it above the bars."""
+        self.failed += record.status == "failed"
         seconds = self.forecast.finish(cell.key)
         self.message(f"{cell.name}: {ending(record)} ({duration(seconds) if seconds else 'by another process'})")
         self.progress.update(self.whole, advance=1)
@@ -162,22 +187,82 @@ class Bars:
         self.progress.console.print(Text(clean(text)))
 
     def _forecast(self, done: float) -> None:
-        left = self.forecast.left(done)
-        self.progress.update(self.whole, note="" if left is None else f"about {duration(left)} left")
+        self.progress.update(self.whole, note=_state(self.failed, self.forecast.left(done)))
+
+
+def _state(failed: int, left: float | None) -> str:
+    """How many cells failed and how long the rest may take, as far as there is something to say."""
+    said = (f"{failed} failed" if failed else "", f"about {duration(left)} left" if left else "")
+    return ", ".join(filter(None, said))
+
+
+class Several:
+    """Tells the person who waits, then the watchers; one that breaks is named and told no more."""
+
+    def __init__(self, person: Reporter, watchers: Sequence[Watcher]) -> None:
+        self.person, self.watchers = person, list(watchers)
+
+    def cell_started(self, cell: Cell) -> None:
+        """All."""
+        self._tell(lambda who: who.cell_started(cell))
+
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
+        """All."""
+        self._tell(lambda who: who.epoch(task, tasks, epoch, epochs, loss, pace))
+
+    def task(self, task: int, tasks: int) -> None:
+        """All."""
+        self._tell(lambda who: who.task(task, tasks))
+
+    def cell_finished(self, cell: Cell, record: Record) -> None:
+        """All."""
+        self._tell(lambda who: who.cell_finished(cell, record))
+
+    def message(self, text: str) -> None:
+        """All."""
+        self._tell(lambda who: who.message(text))
+
+    def close(self) -> None:
+        """The watchers."""
+        for watcher in tuple(self.watchers):
+            self._guarded(watcher, lambda who: who.close())
+
+    def _tell(self, tell: Callable[[Reporter], None]) -> None:
+        tell(self.person)
+        for watcher in tuple(self.watchers):
+            self._guarded(watcher, tell)
+
+    def _guarded(self, watcher: Watcher, tell: Callable[[Watcher], None]) -> None:
+        try:
+            tell(watcher)
+        except Exception as error:  # a full disk or a lost connection is no reason to stop learning
+            self.watchers.remove(watcher)
+            self.person.message(f"{type(watcher).__name__} is told no more: {error}")
 
 
 @contextlib.contextmanager
-def reporter(console: Console, cells: int, expected: Mapping[str, float | None]) -> Iterator[Reporter]:
-    """Who to tell of `cells` cells, for the length of the block.
+def reporter(
+    console: Console, cells: int, expected: Mapping[str, float | None], watchers: Sequence[Watcher] = ()
+) -> Iterator[Reporter]:
+    """Who to tell of `cells` cells, for the length of the block: the console, and `watchers` beside it.
 
     `expected` are the seconds of each cell that is missing, by key; nothing is forecast where it is empty.
     """
     forecast = Forecast(dict(expected))
-    if not console.is_terminal:
-        yield Plain(console, cells, forecast)
-        return
-    with Progress(*_columns(), console=console, refresh_per_second=REDRAWS_PER_SECOND, transient=True) as progress:
-        yield Bars(progress, cells, forecast)
+    with contextlib.ExitStack() as open_bars:
+        person: Reporter = Plain(console, cells, forecast)
+        if console.is_terminal:
+            bars = Progress(*_columns(), console=console, refresh_per_second=REDRAWS_PER_SECOND, transient=True)
+            person = Bars(open_bars.enter_context(bars), cells, forecast)
+        several = Several(person, watchers)
+        try:
+            yield several
+        except KeyboardInterrupt:
+            for watcher in several.watchers:
+                watcher.message("interrupted")
+            raise
+        finally:
+            several.close()
 
 
 def _columns() -> Sequence[TextColumn | BarColumn | MofNCompleteColumn | TimeElapsedColumn]:

@@ -83,11 +83,13 @@ def average_accuracy(scores: Scores) -> float | Undefined:
 
 
 def average_accuracy_pooled(scores: Scores, test_sizes: Sequence[int]) -> float | Undefined:
-    """Share of all test samples that are right after the last task: Σ_i n_i R[T,i] / Σ_i n_i.
+    """Share of all test samples that are right after the last task: Σ_i n_i R[T,i] / Σ_i n_i; () are unknown sizes.
 
     >>> average_accuracy_pooled(((None, None), (1.0, None), (0.5, 0.9)), (10, 30))
     0.8
     """
+    if scores and not test_sizes:
+        return Undefined("the numbers of test samples are unknown")
     if scores and len(test_sizes) != len(scores) - 1:
         raise ValueError(f"{len(test_sizes)} test sizes for {len(scores) - 1} tasks")
 

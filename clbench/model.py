@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from clbench.errors import BadValue
 from clbench.recipe import Recipe
 from clbench.seeding import generator
 from clbench.stream import Stream, Task
@@ -61,6 +62,8 @@ class Head(nn.Module):
     """
 
     def __init__(self, width: int, classes: int, seed: int) -> None:
+        if not classes:
+            raise BadValue("images are answered by classes, and this suite's answers are text; choose a language model.")
         super().__init__()
         rows = [torch.randn(width, generator=generator(seed, "head", c)) * 0.02 for c in range(classes)]
         self.weight = nn.Parameter(torch.stack(rows))

@@ -18,6 +18,17 @@ StorePath = Annotated[
     typer.Option("--store", metavar="DIR", help="Folder of the records; $CLBENCH_STORE or 'results' when not given."),
 ]
 Published = Annotated[bool, typer.Option("--published", help="Read the published records instead of the runs.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="METHOD.field=value", help="Or recipe.field=value. See 'clbench show NAME'."),
+]
+Log = Annotated[
+    Path | None, typer.Option("--log", metavar="FILE", help="Append what happens to it, as JSON lines with the time.")
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="tensorboard|wandb", help="Also tell this program; again for more."),
+]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to learn.")]
 Format = Annotated[str, typer.Option("--format", metavar="text|json", help="How to print it.")]
 

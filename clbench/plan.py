@@ -56,11 +56,10 @@ class Cell:
 def terms(suite: Suite, suite_protocol: Protocol, method: Method, recipe: Recipe) -> Protocol:
     """The suite's card with what `method` does otherwise; `recipe` is the one it is taught by."""
     kept = method.resources()
-    given = () if method.epochs or method.schedule == "none" else recipe.task_epochs
-    mean = round(sum(given) / len(given)) if given else recipe.epochs
+    given = () if method.epochs or method.schedule in ("none", "joint") else recipe.task_epochs
     return suite_protocol.model_copy(
         update={
-            "epochs": 0 if method.schedule == "none" else method.epochs or mean,
+            "epochs": 0 if method.schedule == "none" else method.epochs or recipe.mean_epochs,
             "task_epochs": given,
             "batch_size": recipe.batch_size,
             "optimisation": _otherwise(recipe, suite.recipe),

@@ -43,7 +43,7 @@ class Recipe(BaseModel):
     clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="of what enters a LoRA while learning")
     prompt_tokens: int = Field(default=1024, ge=8, description="longest question, for text")
-    answer_tokens: int = Field(default=512, ge=1, description="longest answer learned, for text")
+    answer_tokens: int = Field(default=512, ge=1, description="longest answer learned or given, for text")
     truncation: Literal["body", "left"] = Field(default="body", description="what a long question loses, for text")
     temperature: float = Field(default=0.0, ge=0, description="of sampled answers; 0: the best token each time")
     carry_optimizer: bool = Field(default=False, description="one optimiser for the whole stream")
@@ -56,6 +56,11 @@ class Recipe(BaseModel):
         if any(number < 1 for number in value):
             raise ValueError("takes whole numbers from 1")
         return value
+
+    @property
+    def mean_epochs(self) -> int:
+        """Passes over a task; where they differ from task to task their mean, rounded."""
+        return round(sum(self.task_epochs) / len(self.task_epochs)) if self.task_epochs else self.epochs
 
     def epochs_of(self, task: int) -> int:
         """How many passes task number `task` (from 0) gets. Raises BadValue where `task_epochs` does not reach it."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA = 3
 """Version of this file's layout. A store holding a newer one is reported, not guessed at."""
+
+IMPORTED = "imported:"
+"""Begins the fingerprint of a run that another system made; that system's name follows."""
+UNKNOWN: Final = "unknown"
+"""What stands where an imported run's files do not tell."""
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
@@ -64,11 +69,12 @@ class Origin(BaseModel):
     """python, torch, avalanche-lib, timm, transformers, peft."""
     device: str
     """The device's own name, for example 'NVIDIA H200' or the processor's model."""
-    device_kind: Literal["cpu", "cuda"]
-    precision: Literal["float32", "bfloat16"]
+    device_kind: Literal["cpu", "cuda", "unknown"]
+    precision: Literal["float32", "bfloat16", "unknown"]
     threads: int
+    """0: unknown."""
     started: str
-    """UTC, ISO 8601."""
+    """UTC, ISO 8601; of imported runs as their system wrote it."""
     command: str
 
 
@@ -119,12 +125,16 @@ class Record(BaseModel):
 
     tasks: tuple[str, ...]
     test_sizes: tuple[int, ...]
+    """() where an imported run does not tell."""
     score_name: str = "accuracy"
     scores: tuple[tuple[float | None, ...], ...] = ()
     """`scores[i][j]` in [0, 1]: task j after learning i tasks; row 0 is before learning. None: not measured."""
     other_scores: dict[str, tuple[tuple[float | None, ...], ...]] = Field(default_factory=dict)
     """Further marks of the same answers by name, each laid out like `scores`; 'invalid' is the share without the form
     of an answer."""
+    stated: dict[Literal["average", "pooled"], tuple[float, ...]] = Field(default_factory=dict)
+    """Of imported runs what their system wrote of all tasks seen after each one, in [0, 1]: the mean over tasks, the
+    mean over samples."""
     floors: tuple[float, ...] = ()
     """For each task what the most frequent training answer scores; () where that is not asked."""
     costs: tuple[TaskCosts, ...] = ()
@@ -143,10 +153,15 @@ class Record(BaseModel):
     """Facts that only this method has, for example the share of pulls per arm."""
     origin: Origin
 
+    @property
+    def system(self) -> str:
+        """The other system that made an imported run; '' for runs of clbench."""
+        return self.fingerprint.removeprefix(IMPORTED) if self.fingerprint.startswith(IMPORTED) else ""
+
     @model_validator(mode="after")
     def _fits(self) -> Record:
         tasks = len(self.tasks)
-        if len(self.test_sizes) != tasks:
+        if len(self.test_sizes) != tasks and (self.test_sizes or not self.system):
             raise ValueError(f"{tasks} tasks and {len(self.test_sizes)} test sizes")
         if self.scores and [len(row) for row in self.scores] != [tasks] * (tasks + 1):
             raise ValueError(f"scores of {tasks} tasks are {tasks + 1} rows of {tasks}")

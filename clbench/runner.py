@@ -22,6 +22,7 @@ from clbench.marking import SCORE
 from clbench.meter import Meter, stopwatch, tensor_bytes
 from clbench.method import Workbench
 from clbench.origin import device_name, origin, versions
+from clbench.pace import Laps, Pace
 from clbench.plan import Cell
 from clbench.record import Audit, Record, TaskCosts
 from clbench.seeding import seed_everything
@@ -35,7 +36,7 @@ __all__ = ["Outcomes", "Progress", "Run", "Silent", "State", "run"]
 class Progress(Protocol):
     """Who is told how far a cell has come."""
 
-    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         """An epoch has ended."""
         ...
 
@@ -47,7 +48,7 @@ class Progress(Protocol):
 class Silent:
     """Tells nobody."""
 
-    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         """Nothing."""
 
     def task(self, task: int, tasks: int) -> None:
@@ -131,7 +132,7 @@ class Run:
         self.state = State.new(len(stream))
 
     def _tell(self, epoch: int, epochs: int, loss: float) -> None:
-        self.progress.epoch(self.strategy.task_index, len(self.stream), epoch, epochs, loss)
+        self.progress.epoch(self.strategy.task_index, len(self.stream), epoch, epochs, loss, self.laps.lap())
 
     @property
     def ours(self) -> list[Plugin]:
@@ -165,6 +166,7 @@ class Run:
         """Teach one lesson and score all tasks seen. Raises LeakError where more is kept than declared."""
         seed_everything(self.cell.seed, "task", index)
         self.strategy.train_epochs = self._epochs(index)
+        self.laps = Laps(task.train)
         self.strategy.learn(index, task)
         reading = self.meter.stop()
         last = index + 1 == len(self.stream)
@@ -215,6 +217,7 @@ class Run:
                 "learned": self.learned(),
                 "trainable": [name for name, p in self.model.named_parameters() if p.requires_grad],
                 "clock": {name: count for name, count in vars(self.strategy.clock).items() if isinstance(count, int)},
+                "optimizer": self.strategy.carried(),
                 "state": {**vars(state), "costs": [cost.model_dump() for cost in state.costs]},
             }
         )
@@ -235,6 +238,7 @@ class Run:
         checkpoint.restore(self.model, packed["learned"]["model"])
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in packed["trainable"])
+        self.strategy.carry(packed.get("optimizer", {}))
         if set(checkpoint.learned(self.model, self.untouched)) != set(packed["learned"]["model"]):
             raise ValueError("the checkpoint's tensors are not those that the method has now")
         costs = [TaskCosts(**cost) for cost in packed["state"]["costs"]]

@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clbench import stats
 from clbench.metrics import Undefined
@@ -88,10 +90,10 @@ class Ranking:
 
 
 def contests(records: Iterable[Record], stale: Collection[str], outcomes: ReadOutcomes) -> list[Contest]:
-    """What there is to compare: one contest for each table, of its finished fresh rows."""
+    """What there is to compare: one contest for each table, of its finished fresh rows; none of imported runs."""
     found = []
     for (suite, _, suite_hash), groups in exams(records, stale).items():
-        fresh = [group for group in groups if group.status == "done"]
+        fresh = [group for group in groups if group.status == "done" and not group.done[0].system]
         rows = dict(zip(labels(fresh), fresh, strict=True))
         scores = {row: {run_of(r): last for r in group.done if (last := _last(r))} for row, group in rows.items()}
         known = {row: runs for row, runs in scores.items() if runs}
@@ -139,8 +141,6 @@ def by_mcnemar(contest: Contest) -> list[Pair]:
     interval is the normal one of the pooled difference over examples. Both speak of the trained models at hand: other
     seeds are not in it (Dietterich, 1998).
     """
-    from scipy.stats import binomtest, norm
-
     rows = contest.rows
     given = stats.answers([contest.answers[row] for row in rows])
 
@@ -150,14 +150,20 @@ def by_mcnemar(contest: Contest) -> list[Pair]:
         common = given.common(i, j)
         if isinstance(common, Undefined):
             return common
-        apart = (given.scores[common[0]].astype(float) - given.scores[common[1]]).mean(axis=0)
-        won, lost = int((apart > 1e-9).sum()), int((apart < -1e-9).sum())
-        p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
-        half = float(norm.ppf(1 - LEVEL / 2) * apart.std() / len(apart) ** 0.5)
-        mean = float(apart.mean())
-        return Difference(mean, mean - half, mean + half, p, len(apart))
+        return mcnemar((given.scores[common[0]].astype(float) - given.scores[common[1]]).mean(axis=0))
 
     return _with_holm(rows, [judge(i, j) for i, j in combinations(range(len(rows)), 2)])
+
+
+def mcnemar(apart: NDArray[Any]) -> Difference:
+    """The test of `by_mcnemar` on paired examples: `apart` [n] is by how much the first scores higher on each."""
+    from scipy.stats import binomtest, norm
+
+    won, lost = int((apart > 1e-9).sum()), int((apart < -1e-9).sum())
+    p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    half = float(norm.ppf(1 - LEVEL / 2) * apart.std() / len(apart) ** 0.5)
+    mean = float(apart.mean())
+    return Difference(mean, mean - half, mean + half, p, len(apart))
 
 
 def by_wilcoxon(several: Sequence[Contest]) -> list[Pair]:

@@ -201,8 +201,23 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
             return
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if not self.recipe.carry_optimizer or held != {id(p) for p in parameters}:
-            self.optimizer = self._fresh_optimizer(parameters)
+            self._start_optimizer(parameters)
+
+    def _start_optimizer(self, parameters: list[nn.Parameter]) -> None:
+        self.optimizer = self._fresh_optimizer(parameters)
         self._highest = [group["lr"] for group in self.optimizer.param_groups]
+
+    def carried(self) -> dict[str, Any]:
+        """What the optimiser takes along into the next task, for a checkpoint; {} where that has a fresh one."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        goes_on = self.recipe.carry_optimizer and held == {id(p) for p in self.model.trainable()}
+        return self.optimizer.state_dict() if goes_on else {}
+
+    def carry(self, state: dict[str, Any]) -> None:
+        """Take back what `carried` gave; trainable must be what was so then."""
+        if state:
+            self._start_optimizer(self.model.trainable())
+            self.optimizer.load_state_dict(state)
 
     def _fresh_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         recipe, rate = self.recipe, self.learning_rate

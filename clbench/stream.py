@@ -101,8 +101,10 @@ class TextSet(torch.utils.data.Dataset[tuple[str, int]]):
         raise BadValue("text is read by a language model; this suite's backbone takes images. Choose another backbone.")
 
     def sha256(self) -> str:
-        """Hash of prompts and answers in order, and of what is kept of a prompt that is too long."""
-        return hashlib.sha256(f"{sha256(self.rows)}{self.task.prefix!r}{self.task.cue!r}".encode()).hexdigest()
+        """Hash of prompts and answers in order, of what is kept of a long prompt, and of how answers are asked for."""
+        task = self.task
+        terms = f"{task.prefix!r}{task.cue!r}{task.kind}{task.answer_tokens}"
+        return hashlib.sha256(f"{sha256(self.rows)}{terms}".encode()).hexdigest()
 
 
 class Union(torch.utils.data.Dataset[tuple[Tensor, int]]):

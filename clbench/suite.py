@@ -42,13 +42,26 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A published or expected figure to hold ours against."""
+    """A published figure to hold ours against; see `clbench.verify`."""
 
     method: str
     metric: str
+    """One of `clbench.verify.MEASURES`, with the sign that it has there, whatever a table printed."""
     value: float
-    tolerance: float
+    """In the metric's unit: percent or seconds."""
+    tolerance: float | None
+    """How far from it ours may lie, in that unit; None: it is shown and never judged."""
     source: str
+    variant: str = ""
+    """Which row of the method it is held against; '' for the plain one."""
+    score: str = ""
+    """Which marks of the answers it is about; '' for the suite's own."""
+    protocol: Mapping[str, str | int | float] = field(default_factory=dict)
+    """What is known of how it was made, by the terms of `clbench.verify.facts`."""
+    verified: bool = True
+    """False: recalled, never read in the source."""
+    note: str = ""
+    """What a reader must know of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +72,9 @@ class Files:
     """None: where the data usually lies, below `clbench.datafolder.root()`."""
     tasks: tuple[str, ...] = ()
     """Only these, in the suite's order; (): all."""
+
+
+USUAL = Files()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +101,7 @@ class Suite:
     """What is known about the data of a stream, for the protocol card."""
     score: str = "accuracy"
     references: tuple[Reference, ...] = ()
-    files: Files = Files()
+    files: Files = USUAL
     """What the stream is made of; only for a suite that reads files."""
     reads: Callable[[Files], Suite] | None = None
     """The suite of other files; None where it reads none. Nothing is read before the stream is made."""
@@ -122,7 +138,7 @@ class Suite:
             transform=self.transformed,
             normalisation=self.normalisation,
             score=self.score,
-            epochs=self.recipe.epochs,
+            epochs=self.recipe.mean_epochs,
             task_epochs=self.recipe.task_epochs,
             batch_size=self.recipe.batch_size,
             eval_samples=self.recipe.eval_samples,

@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean
 from typing import Any, Literal
 
 from clbench import metrics, stats
 from clbench.metrics import Undefined
 from clbench.protocol import METHOD_TERMS, digest
-from clbench.record import Record, TaskCosts
+from clbench.record import UNKNOWN, Record, TaskCosts
 from clbench.remarks import remarks, unfinished
 from clbench.row import Number, Row, row_label
 from clbench.stats import Outcomes, Spread, spread
@@ -21,6 +22,8 @@ from clbench.stats import Outcomes, Spread, spread
 REFERENCE_METHOD = "seqlora"
 
 MIB = 2**20
+UNSHOWN = (*METHOD_TERMS, "data", "marks")
+"""Terms that do not tell tables apart: rows may differ in them, or their words stand elsewhere."""
 
 Run = tuple[int, int]
 """Order seed and initialisation seed: what pairs the runs of two methods."""
@@ -48,6 +51,8 @@ class Table:
     """Which rows no paired test covers, and why; '' for none."""
     seeds_missing: str
     """Which rows lack a seed that others have: 'ewc: 1, 2; joint: 2'; '' for none."""
+    notices: tuple[str, ...] = ()
+    """What must be read with every number, and how many answers had not the form of one, where that was asked."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -78,7 +83,8 @@ class Group:
     def device(self) -> str:
         """The device's name, and the precision unless float32."""
         origin = self.records[0].origin
-        return origin.device if origin.precision == "float32" else f"{origin.device}, {origin.precision}"
+        plain = origin.precision in ("float32", UNKNOWN)
+        return origin.device if plain else f"{origin.device}, {origin.precision}"
 
     @property
     def status(self) -> Literal["done", "stale", "failed", "unsupported"]:
@@ -112,7 +118,8 @@ def exams(records: Iterable[Record], stale: Collection[str] = ()) -> dict[Exam, 
     sorted_out: dict[Exam, list[Record]] = defaultdict(list)
     for record in records:
         sorted_out[record.suite, record.order_seed, record.suite_hash].append(record)
-    return {exam: _groups(sorted_out[exam], frozenset(stale)) for exam in sorted(sorted_out)}
+    order = sorted(sorted_out, key=lambda exam: (exam[0], bool(sorted_out[exam][0].system), exam))
+    return {exam: _groups(sorted_out[exam], frozenset(stale)) for exam in order}
 
 
 def run_of(record: Record) -> Run:
@@ -144,7 +151,24 @@ def _table(groups: Sequence[Group], outcomes: ReadOutcomes, reference: str, diff
         differs=differs,
         untested=untested,
         seeds_missing=_seeds_missing(groups),
+        notices=(*first.suite_protocol.get("marks", ()), *_invalid(groups)),
     )
+
+
+def _invalid(groups: Sequence[Group]) -> list[str]:
+    """The share of invalid answers after the last task, of each row that was asked for it: mean over tasks and seeds.
+
+    >>> answered = Record.example(other_scores={"invalid": ((None, None), (0.0, None), (0.5, 0.0))})
+    >>> _invalid([Group((answered,), stale=False, left_out=0)])
+    ['answers without the form of one after the last task: plain 25.0 %']
+    """
+    shares = {}
+    for group in groups:
+        last = [record.other_scores["invalid"][-1] for record in group.done if "invalid" in record.other_scores]
+        found = [share for row in last for share in row if share is not None]
+        if found:
+            shares[group.label] = f"{group.label} {100 * sum(found) / len(found):.1f} %"
+    return [f"answers without the form of one after the last task: {', '.join(shares.values())}"] if shares else []
 
 
 def _seeds_missing(groups: Sequence[Group]) -> str:
@@ -158,11 +182,14 @@ def _seeds_missing(groups: Sequence[Group]) -> str:
 
 
 def _differs(exam: Exam, made: Mapping[Exam, Sequence[Group]]) -> str:
-    """The protocol terms, and their values here, that vary between the tables of one suite."""
-    cards = [groups[0].records[0].suite_protocol for key, groups in made.items() if key[0] == exam[0]]
-    mine = made[exam][0].records[0].suite_protocol
-    terms = [term for term in mine if term not in METHOD_TERMS and any(c.get(term) != mine[term] for c in cards)]
-    return ", ".join(f"{term} {str(mine[term])[:12]}" for term in terms)
+    """The protocol terms, and their values here, that vary between the tables of one suite, imported ones aside."""
+    firsts = [groups[0].records[0] for key, groups in made.items() if key[0] == exam[0]]
+    mine, system = made[exam][0].records[0].suite_protocol, made[exam][0].records[0].system
+    if system:
+        return ", ".join(filter(None, (f"imported from {system}", mine.get("setting"))))
+    cards = [first.suite_protocol for first in firsts if not first.system]
+    terms = [term for term in mine if term not in UNSHOWN and any(c.get(term) != mine[term] for c in cards)]
+    return ", ".join(f"{term} {mine[term] if term == 'backbone' else str(mine[term])[:12]}" for term in terms)
 
 
 def _groups(records: Sequence[Record], stale: Collection[str]) -> list[Group]:
@@ -201,8 +228,8 @@ def _row(group: Group, overhead: Number) -> Row:
     def cost(read: Callable[[tuple[TaskCosts, ...]], Number]) -> Spread:
         return over_seeds(lambda r: read(r.costs) if r.costs else Undefined("no costs recorded"))
 
-    accuracy = over_seeds(lambda r: metrics.average_accuracy(r.scores), 100)
-    incremental = over_seeds(lambda r: metrics.average_incremental_accuracy(r.scores), 100)
+    accuracy = over_seeds(_average, 100)
+    incremental = over_seeds(_incremental, 100)
     forgetting = over_seeds(lambda r: metrics.forgetting(r.scores), 100)
     bwt = over_seeds(lambda r: metrics.bwt(r.scores), 100)
     seconds = cost(lambda costs: sum(c.train_seconds for c in costs))
@@ -215,9 +242,7 @@ def _row(group: Group, overhead: Number) -> Row:
         n_seeds=len(group.done),
         avg_accuracy_mean=accuracy.mean,
         avg_accuracy_std=accuracy.std,
-        avg_accuracy_pooled_mean=over_seeds(
-            lambda r: metrics.average_accuracy_pooled(r.scores, r.test_sizes), 100
-        ).mean,
+        avg_accuracy_pooled_mean=over_seeds(_pooled, 100).mean,
         avg_incremental_accuracy_mean=incremental.mean,
         avg_incremental_accuracy_std=incremental.std,
         learning_accuracy_mean=over_seeds(lambda r: metrics.learning_accuracy(r.scores), 100).mean,
@@ -245,6 +270,25 @@ def _row(group: Group, overhead: Number) -> Row:
         rank=Undefined("not ranked"),
         tied_with=(),
     )
+
+
+def _average(record: Record) -> Number:
+    found, stated = metrics.average_accuracy(record.scores), record.stated
+    if isinstance(found, Undefined) and "average" in stated:
+        return stated["average"][-1]
+    if isinstance(found, Undefined) and "pooled" in stated:
+        return Undefined(f"no score of each task; over all samples {100 * stated['pooled'][-1]:.2f} %")
+    return found
+
+
+def _incremental(record: Record) -> Number:
+    found, stated = metrics.average_incremental_accuracy(record.scores), record.stated.get("average", ())
+    return fmean(stated) if isinstance(found, Undefined) and stated else found
+
+
+def _pooled(record: Record) -> Number:
+    stated = record.stated.get("pooled", ())
+    return stated[-1] if stated else metrics.average_accuracy_pooled(record.scores, record.test_sizes)
 
 
 def _router_accuracy(record: Record) -> Number:

@@ -71,7 +71,15 @@ def tables(loaded: Loaded, records: Iterable[Record], known: Mapping[str, str] |
 
     chosen = list(records)
     current = {**catalog.current_fingerprints(), **(known or {})}
-    return make_tables(chosen, stale=_stale(chosen, current), outcomes=loaded.outcomes)
+    return _headed(make_tables(chosen, stale=_stale(chosen, current), outcomes=loaded.outcomes))
+
+
+def _headed(made: Sequence[Table]) -> tuple[Table, ...]:
+    """The tables, those of another backbone than their suite's with its name in their heading."""
+    from clbench import arrange
+
+    listed = {table.suite for table in made} & catalog.suites().keys()
+    return arrange.headed(made, {name: catalog.suite(name).backbone for name in listed})
 
 
 def _stale(records: Iterable[Record], current: Mapping[str, str]) -> frozenset[str]:
@@ -133,7 +141,7 @@ def shelves(store: Store, suites: Sequence[str], published: bool) -> list[Shelf]
     for suite in dict.fromkeys(suites) if suites else _held(store, published):
         loaded, records = records_of(store, suite, published)
         changed = _stale(records, current)
-        made = make_tables(records, stale=changed, outcomes=loaded.outcomes)
+        made = _headed(make_tables(records, stale=changed, outcomes=loaded.outcomes))
         found.append(Shelf(suite, loaded, tuple(records), changed, made))
     return found
 
@@ -156,26 +164,30 @@ def _held(store: Store, published: bool) -> list[str]:
 
 
 def one_run(store: Store, run: str, published: bool, note: str) -> Record:
+    """The record that `run` means, see `pick`, among those of a store."""
+    loaded = store.load(published=published)
+    problems(loaded)
+    return pick(loaded, store, run, note)
+
+
+def pick(loaded: Loaded, store: Store, run: str, note: str = "") -> Record:
     """The record that `run` means: SUITE, METHOD, seedN and the start of a KEY, any of them, joined by '/'.
 
     Of several that fit, those whose notes hold `note` count. Raises ClbenchError unless exactly one is left.
     """
-    loaded = store.load(published=published)
-    problems(loaded)
     fitting = [record for record in loaded.records if _fits(record, run.split("/"))]
     if len(fitting) == 1:
         return fitting[0]
-    holders = [record for record in loaded.records if note in record.notes]
+    holders = [record for record in loaded.records if not note or note in record.notes]
     if not holders:
-        raise ClbenchError(
-            f"no run in the store '{store.root}' recorded a {note}; run a method that does, or pass another --store."
-        )
-    chosen = [record for record in fitting if note in record.notes]
+        lacks = f"recorded a {note}; run a method that does" if note else "is there; run a suite first"
+        raise ClbenchError(f"no run in the store '{store.root}' {lacks}, or pass another --store.")
+    chosen = [record for record in fitting if not note or note in record.notes]
     if not chosen:
         names = {f"{record.suite}/{record.method}" for record in holders} | {record.method for record in holders}
-        raise UnknownName(f"run with a {note}", run, names)
+        raise UnknownName(f"run with a {note}" if note else "run", run, names)
     if len(chosen) > 1:
-        known = ", ".join(_run_name(record) for record in chosen[:MOST_RUNS])
+        known = ", ".join(run_name(record) for record in chosen[:MOST_RUNS])
         more = f", and {len(chosen) - MOST_RUNS} more" if len(chosen) > MOST_RUNS else ""
         raise ClbenchError(f"'{run}' fits {len(chosen)} runs; name one by its key, the last part: {known}{more}.")
     return chosen[0]
@@ -186,7 +198,8 @@ def _fits(record: Record, parts: Iterable[str]) -> bool:
     return all(part in named or (part != "" and record.key.startswith(part)) for part in parts)
 
 
-def _run_name(record: Record) -> str:
+def run_name(record: Record) -> str:
+    """The parts that name a run, and its variant."""
     variant = f" ({record.variant})" if record.variant else ""
     return f"{record.suite}/{record.method}/seed{record.seed}/{record.key}{variant}"
 
@@ -242,7 +255,7 @@ def _runs(store: Store) -> list[dict[str, Any]]:
                 "seed": record.seed,
                 "status": record.status,
                 record.score_name: None if score is None or isinstance(score, Undefined) else round(100 * score, 2),
-                "train_seconds": round(sum(cost.train_seconds for cost in record.costs), 2),
+                "train_seconds": round(sum(cost.train_seconds for cost in record.costs), 2) if record.costs else None,
                 "device": record.origin.device,
                 "started": record.origin.started,
                 "key": record.key,

@@ -15,6 +15,11 @@ CONTENTS: dict[str, Entry] = {
     "ncm": Entry(
         "clbench.methods.ncm:NCM", "nearest class mean of the untouched backbone", "Zhou et al. 2024 (SimpleCIL)"
     ),
+    "icl": Entry(
+        "clbench.methods.icl:ICL",
+        "a few training examples before each question; nothing is trained",
+        "Brown et al. 2020",
+    ),
     "replay": Entry(
         "clbench.methods.replay:Replay", "a LoRA and a small buffer of past samples", "Chaudhry et al. 2019 (ER)"
     ),

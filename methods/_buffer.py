@@ -7,21 +7,42 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clbench.backbones.reading import Lessons
+from clbench.padding import join, trimmed
 from clbench.stream import Examples
+
+
+def distinct(examples: Examples) -> Tensor:
+    """Indices of the examples in their order, of text without those that repeat an earlier one.
+
+    Small sources are drawn from again and again until a task is large enough; kept twice, a row would only take
+    another's place.
+    """
+    if not isinstance(examples, Lessons):
+        return torch.arange(len(examples))
+    first: dict[Any, int] = {}
+    for index, row in enumerate(examples.source.rows):
+        first.setdefault(row, index)
+    return torch.tensor(list(first.values()), dtype=torch.int64)
 
 
 class Buffer:
     """At most `size` samples.
 
     `class`: every class seen has the same quota, `size // classes`; a quota that shrinks drops the
-    samples that came last in the class's random order. `reservoir`: every sample of the stream is
-    kept with equal probability size / n (Vitter 1985).
+    samples that came last in the class's random order. Text has no classes, so its tasks have the quotas.
+    `reservoir`: every sample of the stream is kept with equal probability size / n (Vitter 1985).
+    Text that repeats itself within a task is taken once.
     """
 
     def __init__(self, size: int, policy: Literal["class", "reservoir"]) -> None:
         self.size, self.policy = size, policy
         self.inputs: Tensor | None = None
         self.targets = torch.empty(0, dtype=torch.int64)
+        self.origins: Tensor | None = None
+        """Of text, the task of each sample and its place there, `[kept, 2]`."""
+        self.tasks = 0
+        """Tasks of the stream so far."""
         self.passed = 0
         """Samples of the stream so far."""
 
@@ -30,24 +51,45 @@ class Buffer:
 
     def add(self, examples: Examples, generator: torch.Generator) -> None:
         """Take in a task that has been learned."""
-        count = len(examples)
+        rows = distinct(examples)
+        count = len(rows)
         if self.policy == "class":
-            offered = torch.randperm(count, generator=generator)
+            offered = rows[torch.randperm(count, generator=generator)]
         else:
-            offered = self._reservoir(count, generator)
-        inputs, targets = examples.batch(offered, torch.device("cpu"))
-        if self.inputs is not None:
-            inputs, targets = torch.cat([self.inputs, inputs]), torch.cat([self.targets, targets])
-        if self.policy == "class":
-            keep = self._balanced(targets)
-            inputs, targets = inputs[keep], targets[keep]
-        self.inputs, self.targets = inputs, targets
+            offered = rows[self._reservoir(count, generator)]
+        if len(offered):
+            self._take(examples, offered)
         self.passed += count
+        self.tasks += 1
 
-    def _balanced(self, targets: Tensor) -> Tensor:
-        classes = targets.unique()
+    def _take(self, examples: Examples, offered: Tensor) -> None:
+        """Put the offered samples behind those that are there."""
+        inputs, targets = examples.batch(offered, torch.device("cpu"))
+        if targets.ndim > 1:
+            self._note(offered)
+        if self.inputs is not None:
+            inputs, targets = join([self.inputs, inputs]), join([self.targets, targets])
+        self.inputs, self.targets = inputs, targets
+        if self.policy == "class":
+            self._keep(self._balanced(targets if self.origins is None else self.origins[:, 0]))
+        self.inputs, self.targets = trimmed(self.inputs, self.targets)
+
+    def _note(self, offered: Tensor) -> None:
+        """Put the origins of new samples behind those of the old."""
+        old = torch.empty(0, 2, dtype=torch.int64) if self.origins is None else self.origins
+        self.origins = torch.cat([old, torch.stack([torch.full_like(offered, self.tasks), offered], dim=1)])
+
+    def _keep(self, places: Tensor) -> None:
+        """Drop all others."""
+        assert self.inputs is not None
+        self.inputs, self.targets = self.inputs[places], self.targets[places]
+        if self.origins is not None:
+            self.origins = self.origins[places]
+
+    def _balanced(self, groups: Tensor) -> Tensor:
+        classes = groups.unique()
         quota = self.size // len(classes)
-        kept = [(targets == c).nonzero().flatten()[:quota] for c in classes]
+        kept = [(groups == c).nonzero().flatten()[:quota] for c in classes]
         return torch.cat(kept).sort().values
 
     def _reservoir(self, count: int, generator: torch.Generator) -> Tensor:
@@ -61,21 +103,32 @@ class Buffer:
             place = int(draw * (self.passed + index + 1))
             if place < self.size:
                 slots[place] = -1 - index
-        old = torch.tensor([slot for slot in slots if slot >= 0], dtype=torch.int64)
         if self.inputs is not None:
-            self.inputs, self.targets = self.inputs[old], self.targets[old]
+            self._keep(torch.tensor([slot for slot in slots if slot >= 0], dtype=torch.int64))
         return torch.tensor([-1 - slot for slot in slots if slot < 0], dtype=torch.int64)
 
     def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
         """`count` samples at random without repetition; all of them where there are fewer."""
         assert self.inputs is not None
         picks = torch.randperm(len(self), generator=generator)[:count]
-        return self.inputs[picks].to(device, non_blocking=True), self.targets[picks].to(device, non_blocking=True)
+        inputs, targets = trimmed(self.inputs[picks], self.targets[picks])
+        return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+    def notes(self) -> dict[str, Any]:
+        """Which rows of each task are kept, by the task's number from 1 and the row's from 0; of text only."""
+        if self.origins is None:
+            return {}
+        kept: dict[str, list[int]] = {}
+        for task, row in sorted(self.origins.tolist()):
+            kept.setdefault(str(task + 1), []).append(row)
+        return {"kept_rows": kept}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"inputs": self.inputs, "targets": self.targets, "passed": self.passed}
+        origins = {} if self.origins is None else {"origins": self.origins, "tasks": self.tasks}
+        return {"inputs": self.inputs, "targets": self.targets, "passed": self.passed, **origins}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
         self.inputs, self.targets, self.passed = state["inputs"], state["targets"], state["passed"]
+        self.origins, self.tasks = state.get("origins"), state.get("tasks", 0)

@@ -12,9 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clbench.adapters.lora import LoRA
 from clbench.method import Method, Search, Workbench
 from clbench.methods._router import Router
 from clbench.methods._statistics import ClassStatistics, Kind
+from clbench.methods._task_router import TaskRouter
+from clbench.methods._untouched import untouched
+from clbench.model import ImageClassifier
 from clbench.seeding import derive, generator
 from clbench.strategy import Plugin, Strategy
 from clbench.stream import Stream
@@ -157,7 +161,11 @@ class Decomposition(Plugin):
             self._align(seed)
 
     def _align(self, seed: int) -> None:
-        method, router, head = self.method, self.router, _Rows(self.bench.model.head, self.tuned.classes)
+        method, router, head = (
+            self.method,
+            self.router,
+            _Rows(self.bench.model.get_submodule("head"), self.tuned.classes),
+        )
         guide = _Rows(router.head, self.untuned.classes)
         body = [parameter for part in (router.up, router.down, router.norm) for parameter in part.parameters()]
         epochs, rate = method.alignment_epochs, method.alignment_learning_rate
@@ -192,7 +200,7 @@ class Decomposition(Plugin):
 
     def merge(self, i: int, j: int) -> None:
         """The adapters in slots `i` < `j` have become one, in slot `i`."""
-        self.slots = [i if slot == j else slot - (slot > j) for slot in self.slots]
+        self.slots = merged_slots(self.slots, i, j)
 
     def state(self) -> dict[str, Any]:
         """Router, statistics, and where the adapters are; the adapters are the model's."""
@@ -205,6 +213,87 @@ class Decomposition(Plugin):
         self.untuned.load_state(state["untuned"])
         self.tuned.load_state(state["tuned"])
         self.slots = state["slots"]
+
+
+class OpenDecomposition(Plugin):
+    """The same where answers are open, so that there is neither a head to align nor a class to be told from others.
+
+    A task's adapter starts from the last one's, and is drawn to the mean of the past ones when it is learned; the
+    task of a question is inferred from the untouched backbone's features of it, and its adapter answers [ours].
+    """
+
+    def __init__(self, method: TaskDecomposition, bench: Workbench, adapters: TaskAdapters) -> None:
+        super().__init__()
+        self.method, self.bench, self.adapters = method, bench, adapters
+        self.router = TaskRouter(bench.model.width, bench.device, method.centroids)
+        self.slots: list[int] = []
+        """Where each task's adapter is in the bank."""
+
+    def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Note what is trained."""
+        self.trained = strategy.model.trainable()
+
+    def before_update(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Limit the length of the gradient."""
+        if self.method.clip is not None:
+            nn.utils.clip_grad_norm_(self.trained, self.method.clip)
+
+    def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Keep the task's adapter, and where its questions lie."""
+        if self.slots:
+            self.adapters.draw_to_kept(self.method.momentum, self.slots)
+        self.slots.append(max(self.slots, default=-1) + 1)
+        self.adapters.keep()
+        strategy.model.eval()
+        features = torch.cat([self._untouched(strategy, inputs) for inputs, *_ in strategy.dataloader])
+        self.router.add(features, derive(self.bench.seed, "decomposition", strategy.task_index))
+
+    def before_eval_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Infer the task of each question and choose its adapter."""
+        strategy.inferred = self.router.tasks(self._untouched(strategy, strategy.mb_x))
+        self.adapters.choose(torch.tensor(self.slots, device=strategy.inferred.device)[strategy.inferred])
+
+    def after_eval_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Back to the live adapter."""
+        self.adapters.choose(None)
+
+    def _untouched(self, strategy: Strategy, inputs: Tensor) -> Tensor:
+        with self.adapters.off():
+            return untouched(strategy, inputs)
+
+    def merge(self, i: int, j: int) -> None:
+        """The adapters in slots `i` < `j` have become one, in slot `i`."""
+        self.slots = merged_slots(self.slots, i, j)
+
+    def state(self) -> dict[str, Any]:
+        """The router, and where the adapters are; the adapters are the model's."""
+        return {"router": self.router.state(), "slots": self.slots}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """What `state` gave."""
+        self.router.load_state(state["router"])
+        self.slots = state["slots"]
+
+
+def decomposition(
+    method: TaskDecomposition, bench: Workbench, adapters: TaskAdapters
+) -> Decomposition | OpenDecomposition:
+    """The form for a model with a head over classes to align, or for one without."""
+    form = Decomposition if isinstance(bench.model, ImageClassifier) else OpenDecomposition
+    return form(method, bench, adapters)
+
+
+def task_lora(bench: Workbench, depth: int | None) -> LoRA:
+    """K and V of the first `depth` blocks (all: None), HiDe's own; without a head, the recipe's projections.
+
+    Language models are given LoRAs on Q and V throughout the literature, so that all methods have the same.
+    """
+    return bench.lora(depth, ("k", "v") if isinstance(bench.model, ImageClassifier) else None)
+
+
+def merged_slots(slots: list[int], i: int, j: int) -> list[int]:
+    """`slots` when what was in slots `i` < `j` has become one, in slot `i`."""
+    return [i if slot == j else slot - (slot > j) for slot in slots]
 
 
 class _Rows:
@@ -225,7 +314,7 @@ class _Rows:
 
 
 def _features(strategy: Strategy, inputs: Tensor) -> Tensor:
-    with torch.autocast(strategy.device.type, torch.bfloat16, enabled=strategy.recipe.precision == "bfloat16"):
+    with strategy.autocast():
         features: Tensor = strategy.model.features(inputs)
     return features.float()
 
@@ -252,7 +341,7 @@ class TaskDecomposition(Method, ABC):
     )
     clip: float | None = Field(default=2.0, gt=0, description="longest gradient; null: any")
     statistics: Kind = Field(default="centroids", description="what is kept of a class's features")
-    centroids: int = Field(default=10, ge=1, description="k-means centroids a class")
+    centroids: int = Field(default=10, ge=1, description="k-means centroids a class; of open answers, a task")
     router_epochs: int = Field(default=20, ge=1, description="passes of the router over a task's features")
     router_learning_rate: Annotated[float, Search(1e-4, 1e-2)] = Field(
         default=5e-4, gt=0, description="step size of the router (Adam)"

@@ -20,7 +20,7 @@ class FirstSession(Plugin):
         super().__init__()
         self.model, self.views = bench.model, views
         self.answer = answer.to(bench.device)
-        bench.model.head = CosineHead(bench.model.head.get_parameter("weight"))
+        bench.model.head = CosineHead(bench.model.get_parameter("head.weight"))
 
     def before_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Freeze everything after the first task."""

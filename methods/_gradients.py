@@ -11,7 +11,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.model import Classifier
-from clbench.strategy import Strategy
+from clbench.padding import is_text, trimmed
+from clbench.recipe import Recipe
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
@@ -41,18 +42,42 @@ def evaluating(model: Classifier) -> Iterator[None]:
         model.train(training)
 
 
-def autocast(strategy: Strategy) -> torch.autocast:
-    """The precision of the strategy's own forward pass. Uncached, because a cast must not outlive a transform."""
-    wanted = strategy.recipe.precision == "bfloat16"
-    return torch.autocast(strategy.device.type, torch.bfloat16, enabled=wanted, cache_enabled=False)
+def at_once(recipe: Recipe, inputs: Tensor, usual: int) -> int:
+    """How many samples may go through the model together where each has a gradient of its own.
+
+    Of text no more than in a training pass, for which the memory must suffice; one where activations would
+    not fit even there, since in evaluation mode they are all kept. `usual` of images, which are small.
+    """
+    if not is_text(inputs):
+        return usual
+    return 1 if recipe.checkpointing else min(usual, recipe.micro_batch or recipe.batch_size)
+
+
+def chunks(size: int, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of at most `size` samples, no wider than these need."""
+    for one, other in zip(inputs.split(size), targets.split(size), strict=True):
+        yield trimmed(one, other)
 
 
 def row_gradients(model: Classifier, value: Callable[..., Tensor], inputs: Tensor, *rest: Tensor) -> Tensor:
     """Gradients `[rows, numbers]` of `value(logits, *rest)` with respect to what is trained, one for each row.
 
-    `inputs` `[rows, batch, …]` and every other tensor have a row's share at each index; `value` is given the
-    logits `[batch, classes]` of a row in float32 and returns a scalar. All rows go through the model at once.
+    See `gradients_of_rows`.
     """
+    found = gradients_of_rows(model, value, inputs, *rest)
+    return torch.cat([gradient.reshape(len(inputs), -1) for gradient in found], dim=1)
+
+
+def gradients_of_rows(
+    model: Classifier, value: Callable[..., Tensor], inputs: Tensor, *rest: Tensor
+) -> Sequence[Tensor]:
+    """Gradients of `value(logits, *rest)`, for each trained parameter `[rows, *its shape]`.
+
+    `inputs` `[rows, batch, …]` and every other tensor have a row's share at each index; `value` is given the
+    logits of a row's batch in float32 and returns a scalar. All rows go through the model at once.
+    """
+    if len(inputs) == 1 and is_text(inputs[0]):
+        return _gradients(model, value, inputs[0], *(tensor[0] for tensor in rest))
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def of_row(parameters: dict[str, Tensor], batch: Tensor, *others: Tensor) -> Tensor:
@@ -61,4 +86,11 @@ def row_gradients(model: Classifier, value: Callable[..., Tensor], inputs: Tenso
     in_dims = (None, 0, *(0 for _ in rest))
     with sdpa_kernel(SDPBackend.MATH):  # vmap would run the fused kernels one row at a time
         found = vmap(grad(of_row), in_dims=in_dims)(trained, inputs, *rest)
-    return torch.cat([gradient.reshape(len(inputs), -1) for gradient in found.values()], dim=1)
+    return list(found.values())
+
+
+@torch.enable_grad()
+def _gradients(model: Classifier, value: Callable[..., Tensor], inputs: Tensor, *rest: Tensor) -> list[Tensor]:
+    """Of a single row, with the fused kernels: of long text they need the least memory."""
+    found = torch.autograd.grad(value(model(inputs).float(), *rest), model.trainable())
+    return [gradient[None] for gradient in found]

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clbench import padding
 from clbench.errors import BadValue
+from clbench.methods._buffer import distinct
 from clbench.strategy import Strategy
 from clbench.stream import Examples
 
@@ -21,14 +23,14 @@ def seen_mask(strategy: Strategy) -> Tensor:
     return seen
 
 
-def masked_cross_entropy(logits: Tensor, targets: Tensor, allowed: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of `[batch, classes]` logits over the `allowed` classes."""
-    return F.cross_entropy(logits.masked_fill(~allowed, float("-inf")), targets, reduction=reduction)
+def share(count: int, strategy: Strategy, whole: int) -> int:
+    """How many of `count` kept samples belong to the coming pass, when a batch of `whole` is taken in several."""
+    return -(-count * len(strategy.mb_y) // whole)
 
 
 def join(strategy: Strategy, *inputs: Tensor) -> None:
     """At `before_forward`: let the coming pass see `inputs` behind the batch, so that one pass serves all."""
-    strategy.mbatch = [torch.cat([strategy.mb_x, *inputs]), *strategy.mbatch[1:]]
+    strategy.mbatch = [padding.join([strategy.mb_x, *inputs]), *strategy.mbatch[1:]]
 
 
 def part(strategy: Strategy, *sizes: int) -> Sequence[Tensor]:
@@ -58,21 +60,22 @@ class TaskMemory:
                 f"buffer_samples is {self.size}, less than one for each of {len(self.targets) + 1} tasks; "
                 "give at least as many as the stream has tasks."
             )
-        picks = torch.randperm(len(examples), generator=generator)[:quota]
+        rows = distinct(examples)
+        picks = rows[torch.randperm(len(rows), generator=generator)[:quota]]
         inputs, targets = examples.batch(picks, torch.device("cpu"))
         self.inputs = [*(kept[:quota] for kept in self.inputs), inputs]
         self.targets = [*(kept[:quota] for kept in self.targets), targets]
 
-    def stacked(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def stacked(self) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs `[tasks, most, …]`, targets and which are present `[tasks, most]`; `most`: of any one task.
 
-        A task that has fewer repeats its own, marked as not present.
+        On the CPU. A task that has fewer repeats its own, marked as not present.
         """
         most = torch.arange(max(len(targets) for targets in self.targets))
-        inputs = torch.stack([kept[most % len(kept)] for kept in self.inputs])
-        targets = torch.stack([kept[most % len(kept)] for kept in self.targets])
+        inputs = padding.stack([kept[most % len(kept)] for kept in self.inputs])
+        targets = padding.stack([kept[most % len(kept)] for kept in self.targets])
         present = torch.stack([most < len(kept) for kept in self.targets])
-        return inputs.to(device), targets.to(device), present.to(device)
+        return inputs, targets, present
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -86,9 +89,10 @@ class TaskMemory:
 class LogitReservoir:
     """A reservoir (Vitter 1985) of `size` samples with the logits that they had when they came in.
 
-    `inputs` `[size, …]`, `targets` `[size]`, `logits` and `known` `[size, classes]`; `known` are the classes
-    that had been seen by then: the logits of others are noise. Rows from `len(self)` on are empty. What is
-    replaced is decided on the CPU from counts alone, so that adding a batch never waits for the device.
+    `rows` has a column for each tensor of a batch, `[size, …]`, such as `inputs`, `targets` and `logits`. Columns
+    of text differ in width from batch to batch: they end together in the last dimension, and the narrower are
+    padded on the left. Rows from `len(self)` on are empty. What is replaced is decided on the CPU from counts
+    alone, so that adding a batch never waits for the device.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
@@ -96,6 +100,8 @@ class LogitReservoir:
         self.passed = 0
         """Samples offered so far."""
         self.rows: dict[str, Tensor] = {}
+        self.widths: dict[str, Tensor] = {}
+        """How wide each sample's batch was, `[size]`, for the columns that have a width."""
 
     def __len__(self) -> int:
         return min(self.size, self.passed)
@@ -103,8 +109,8 @@ class LogitReservoir:
     def add(self, generator: torch.Generator, **batch: Tensor) -> None:
         """Offer a batch, one tensor for each column, all on the device."""
         count = len(batch["targets"])
-        if not self.rows:
-            self.rows = {name: values.new_zeros(self.size, *values.shape[1:]) for name, values in batch.items()}
+        for name, values in batch.items():
+            self._make_room(name, values)
         order = self.passed + torch.arange(count)
         draws = (torch.rand(count, generator=generator, dtype=torch.float64) * (order + 1)).long()
         places = torch.where(order < self.size, order, draws).tolist()
@@ -112,23 +118,59 @@ class LogitReservoir:
         self.passed += count
         if not taken:
             return
-        slots, rows = (torch.tensor(list(part)).to(self.device, non_blocking=True) for part in (taken, taken.values()))
+        slots, rows = torch.tensor(list(taken)), torch.tensor(list(taken.values()))
+        there, these = (part.to(self.device, non_blocking=True) for part in (slots, rows))
         for name, values in batch.items():
-            self.rows[name][slots] = values[rows]
+            column = self.rows[name]
+            column[there] = _widened(values[these], column, name)
+            if values.ndim > 1:
+                self.widths[name][slots] = values.shape[-1]
+
+    def _make_room(self, name: str, values: Tensor) -> None:
+        """A column that is as wide as `values` at least."""
+        if name not in self.rows:
+            self.rows[name] = values.new_full((self.size, *values.shape[1:]), _empty(name))
+            if values.ndim > 1:
+                self.widths[name] = torch.full((self.size,), values.shape[-1])
+        elif values.ndim > 1:
+            self.rows[name] = _widened(self.rows[name], values, name)
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`count` rows at random without repetition, by column; all of them where there are fewer."""
-        picks = torch.randperm(len(self), generator=generator)[:count].to(self.device, non_blocking=True)
-        return {name: values[picks] for name, values in self.rows.items()}
+        picks = torch.randperm(len(self), generator=generator)[:count]
+        there = picks.to(self.device, non_blocking=True)
+        drawn = {name: values[there] for name, values in self.rows.items()}
+        return {name: self._narrowed(name, values, picks) for name, values in drawn.items()}
+
+    def _narrowed(self, name: str, values: Tensor, picks: Tensor) -> Tensor:
+        """Without the columns that are padding in all of `picks`."""
+        if name not in self.widths or not len(picks):
+            return values
+        return values[..., values.shape[-1] - int(self.widths[name][picks].max()) :]
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"rows": {name: values[: len(self)] for name, values in self.rows.items()}, "passed": self.passed}
+        kept = {"rows": {name: values[: len(self)] for name, values in self.rows.items()}, "passed": self.passed}
+        varied = any((self.widths[name] != self.rows[name].shape[-1]).any() for name in self.widths)
+        return {**kept, "widths": self.widths} if varied else kept
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
         self.passed = state["passed"]
-        self.rows = {}
+        self.rows, self.widths = {}, {}
         for name, values in state["rows"].items():
-            self.rows[name] = torch.zeros(self.size, *values.shape[1:], dtype=values.dtype, device=self.device)
+            self._make_room(name, values.to(self.device))
             self.rows[name][: len(values)] = values.to(self.device)
+        self.widths.update(state.get("widths", {}))
+
+
+def _empty(name: str) -> int:
+    """What stands where a row of text has nothing."""
+    return padding.IGNORED if name == "targets" else 0
+
+
+def _widened(values: Tensor, like: Tensor, name: str) -> Tensor:
+    """`values`, padded on the left where `like` is wider."""
+    if values.ndim < 2 or values.shape[-1] >= like.shape[-1]:
+        return values
+    return F.pad(values, (like.shape[-1] - values.shape[-1], 0), value=_empty(name))

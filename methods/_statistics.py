@@ -60,7 +60,7 @@ class ClassStatistics:
         return mean, torch.ones_like(mean[:, 0], dtype=torch.bool), spread.float()
 
     def _clustered(self, rows: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        labels = _kmeans(rows, self.slots, seed)
+        labels = kmeans(rows, self.slots, seed)
         means = rows.new_zeros(self.slots, rows.shape[1])
         used, spreads = torch.zeros_like(means[:, 0], dtype=torch.bool), means.clone()
         for slot in labels.unique().tolist():
@@ -101,8 +101,8 @@ class ClassStatistics:
         self.used, self.spreads = state["used"].to(device), state["spreads"].to(device)
 
 
-def _kmeans(rows: Tensor, clusters: int, seed: int) -> Tensor:
-    """The cluster of each row, `[n]`."""
+def kmeans(rows: Tensor, clusters: int, seed: int) -> Tensor:
+    """The cluster of each of `rows` `[n, width]`, `[n]` int64 below `clusters`, of which some may have no row."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 

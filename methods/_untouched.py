@@ -11,7 +11,6 @@ from clbench.strategy import Strategy
 @torch.no_grad()
 def untouched(strategy: Strategy, inputs: Tensor) -> Tensor:
     """Float features `[batch, width]` of `inputs` without any prompt or prefix, in the recipe's precision."""
-    model = strategy.model
-    with torch.autocast(strategy.device.type, torch.bfloat16, enabled=strategy.recipe.precision == "bfloat16"):
-        features: Tensor = model.query(inputs)
+    with strategy.autocast():
+        features: Tensor = strategy.model.query(inputs)
     return features.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from clbench.method import Method, Resources, Workbench
 from clbench.methods._buffer import Buffer
-from clbench.methods._gradients import autocast, evaluating, flat
-from clbench.methods._memory import masked_cross_entropy, seen_mask
+from clbench.methods._gradients import at_once, evaluating, flat
+from clbench.methods._memory import seen_mask
 from clbench.methods._projection import Projected, Projection
+from clbench.model import Classifier
 from clbench.strategy import Plugin, Strategy
 
 
@@ -38,14 +40,20 @@ class _Constraint(Projection):
         """Take the gradient of the loss on a batch of the union of all that is kept."""
         if not len(self.buffer):
             return False
-        model = strategy.model
         inputs, targets = self.buffer.draw(self.method.reference_batch, self.draws, strategy.device)
-        with evaluating(model):
-            with autocast(strategy):
-                logits = model(inputs)
-            loss = masked_cross_entropy(logits.float(), targets, self.seen)
-            self.reference = flat(torch.autograd.grad(loss, model.trainable()))
+        with evaluating(strategy.model):
+            size = at_once(strategy.recipe, inputs, len(inputs))
+            pieces = zip(inputs.split(size), targets.split(size), strict=True)
+            self.reference = functools.reduce(torch.add, (self._gradient(strategy, *p, len(inputs)) for p in pieces))
         return True
+
+    def _gradient(self, strategy: Strategy, inputs: Tensor, targets: Tensor, whole: int) -> Tensor:
+        """Of the loss on some of a batch of `whole`, by their share of it."""
+        model: Classifier = strategy.model
+        with strategy.autocast(cached=False):
+            logits = model(inputs)
+        loss = model.losses(logits.float(), targets, self.seen).mean() * (len(inputs) / whole)
+        return flat(torch.autograd.grad(loss, model.trainable()))
 
     def correction(self, direction: Tensor) -> Tensor:
         """Along the reference gradient."""
@@ -58,6 +66,10 @@ class _Constraint(Projection):
     def kept_samples(self) -> int:
         """Samples in the buffer."""
         return len(self.buffer)
+
+    def notes(self) -> dict[str, Any]:
+        """Which rows of text the buffer holds."""
+        return self.buffer.notes()
 
     def state(self) -> dict[str, Any]:
         """The buffer."""
@@ -76,7 +88,8 @@ class AGEM(Method):
 
     Departures. The applied update is projected, not the gradient, because Adam would bend a projected
     gradient back; `projected="gradient"` is the paper's, meant for SGD. The buffer is filled after each
-    task. One head for all tasks, whose seen classes the kept samples compete in.
+    task. One head for all tasks, whose seen classes the kept samples compete in. Of text every task has the
+    same share of the buffer, and a sample's loss is the mean over its answer's tokens.
     """
 
     name = "agem"

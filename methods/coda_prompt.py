@@ -124,6 +124,9 @@ class CodaPrompt(Method):
     values. A task trains its own `components` P, K, A and the head; those of past tasks are frozen but take
     part, in training and at test. The loss has μ times the deviation of P, K and A from orthonormal rows.
 
+    Text: q is the mean of the last hidden states over the question's tokens, and the head stays frozen [ours;
+    no paper has it].
+
     Departures: components are added a task at a time (the paper: 100 in all, 100 / T a task), so the number
     of tasks need not be known; fresh ones come from a QR factorisation against the span of the past ones
     (the released code subtracts projections on vectors that are no longer orthogonal to one another); where

@@ -73,6 +73,10 @@ class DualPrompt(Method):
     (Eq. 4); e_t goes on from e_{t-1}, its key k_t is drawn anew. At test the key most like the query, the
     untouched backbone's features, chooses the prefix. The head is trained too.
 
+    Text: q is the mean of the untouched backbone's last hidden states over the question's tokens; a key or value
+    is as wide as those of the backbone's key heads together, and has no position; the head stays frozen.
+    TreeLoRA's port, five tokens before the question, chosen by the task's true name, is not followed.
+
     Departures: only keys of tasks that have been learned are compared, so the pool needs no size and no
     number of tasks beforehand; common ports also compare those never trained. Those ports hand keys and
     values to the wrong halves of a batch (`compat_reshape`), or let a batch vote for one prefix at test,

@@ -76,7 +76,7 @@ class _Subspaces(Plugin):
         self.adapters = bottleneck.attach(bench.model, method.hidden, method.scale, bench.generator("adapter", 0))
         self.views = Views(self.adapters)
         self.answer = SubspaceHead(bench.model.width, bench.model.classes, method.alpha, self.views).to(bench.device)
-        self.rows = bench.model.head.get_parameter("weight").detach()
+        self.rows = bench.model.get_parameter("head.weight").detach()
         self.model.head = CosineHead(self.rows)
 
     def before_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:

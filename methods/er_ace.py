@@ -9,8 +9,9 @@ from pydantic import Field
 
 from clbench.method import Method, Resources, Workbench
 from clbench.methods._buffer import Buffer
-from clbench.methods._memory import join, masked_cross_entropy, part, seen_mask
+from clbench.methods._memory import join, part, seen_mask
 from clbench.strategy import Plugin, Strategy
+from clbench.stream import Stream
 
 
 class _Rehearsal(Plugin):
@@ -38,7 +39,7 @@ class _Rehearsal(Plugin):
     def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Add their own mean."""
         if len(self.buffer):
-            strategy.loss += masked_cross_entropy(self.logits, self.targets, self.seen)
+            strategy.loss += strategy.model.losses(self.logits, self.targets, self.seen).mean()
 
     def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Take the task into the buffer."""
@@ -66,6 +67,7 @@ class ERACE(Method):
     Departures. The batch's own classes are the task's, not those that happen to be in the batch. The
     buffer is filled after each task and balanced by class, where the paper's is a reservoir
     (`policy="reservoir"`) that takes in each batch, so that kept samples are of past tasks.
+    Text is declined: its tasks share one vocabulary, so no logits are new ones.
     """
 
     name = "er-ace"
@@ -78,6 +80,12 @@ class ERACE(Method):
     def resources(self) -> Resources:
         """The buffer."""
         return Resources(buffer_samples=self.buffer_samples, replay_batch=self.replay_batch, stored_mib_per_task=256.0)
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Text."""
+        if not stream.is_text:
+            return None
+        return "it keeps new classes apart from old ones, and all tasks of text share one vocabulary; use replay"
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """A LoRA and the rehearsal."""

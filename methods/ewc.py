@@ -8,35 +8,43 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clbench.method import Method, Search, Workbench
+from clbench.methods._answers import answered
+from clbench.methods._gradients import at_once, chunks, evaluating, flat, gradients_of_rows
 from clbench.model import Classifier
+from clbench.padding import IGNORED
 from clbench.strategy import Plugin, Strategy
 
+_CHUNK = 32
+"""Samples whose gradients are taken at once."""
 
-def fisher_diagonal(
-    model: Classifier, inputs: Tensor, targets: Tensor, allowed: Tensor, chunk: int = 32
-) -> dict[str, Tensor]:
-    """Mean over samples of the squared gradient of log p(target | input), for each trainable parameter.
 
-    `allowed` `[classes]` bool are the logits that the training loss sees. Per-sample gradients: squaring
-    the gradient of a batch's mean would give F/batch at the optimum, not F.
+def fisher_diagonal(model: Classifier, inputs: Tensor, targets: Tensor, allowed: Tensor, chunk: int = _CHUNK) -> Tensor:
+    """Mean over samples of the squared gradient of the sample's loss `[numbers]`, for what is trained.
+
+    The loss is -log p(target | input); of text its mean over the answer's tokens. `allowed` `[classes]` bool are
+    the logits that the training loss sees. Per-sample gradients: squaring the gradient of a batch's mean would
+    give F/batch at the optimum, not F.
     """
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
-    def negative_log_likelihood(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        logits = functional_call(model, parameters, (x[None],))
-        return torch.nn.functional.cross_entropy(logits.masked_fill(~allowed, float("-inf")), y[None])
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return model.losses(logits, targets, allowed)[0]
 
-    per_sample = vmap(grad(negative_log_likelihood), in_dims=(None, 0, 0))
-    total = {name: torch.zeros_like(p) for name, p in trained.items()}
-    with sdpa_kernel(SDPBackend.MATH):  # vmap would run the fused kernels one sample at a time
-        for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
-            for name, gradient in per_sample(trained, x, y).items():
-                total[name] += gradient.square().sum(dim=0)
-    return {name: value / len(inputs) for name, value in total.items()}
+    total = [torch.zeros_like(parameter) for parameter in model.trainable()]
+    for x, y in chunks(chunk, inputs, targets):
+        for sums, gradients in zip(total, gradients_of_rows(model, loss, x[:, None], y[:, None]), strict=True):
+            sums += gradients.square().sum(dim=0)
+    return flat(total) / len(inputs)
+
+
+@torch.no_grad()
+def _sampled(model: Classifier, inputs: Tensor, targets: Tensor, allowed: Tensor, draws: torch.Generator) -> Tensor:
+    """The model's own answers in the place of `targets`; of text each token behind the true ones before it."""
+    logits, _ = answered(model(inputs).float(), targets)
+    chances = logits.masked_fill(~allowed, float("-inf")).softmax(-1).cpu()
+    own = torch.multinomial(chances.flatten(0, -2), 1, generator=draws).view(targets.shape).to(targets.device)
+    return torch.where(targets == IGNORED, targets, own)
 
 
 class _Consolidation(Plugin):
@@ -47,14 +55,11 @@ class _Consolidation(Plugin):
         self.importance: Tensor | None = None
         self.centre: Tensor | None = None
 
-    def _flat(self, strategy: Strategy) -> Tensor:
-        return torch.cat([p.flatten() for p in strategy.model.parameters() if p.requires_grad])
-
     def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Add λ/2 Σ F (θ - θ*)²."""
         if self.importance is None or self.centre is None or not self.method.penalty_weight:
             return
-        away = self._flat(strategy) - self.centre
+        away = flat(strategy.model.trainable()) - self.centre
         strategy.loss += 0.5 * self.method.penalty_weight * (self.importance * away.square()).sum()
 
     def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
@@ -63,7 +68,7 @@ class _Consolidation(Plugin):
         Σ_k F_k (θ - θ_k)² equals (Σ F_k)(θ - c)² plus a constant, with c the mean of the θ_k weighted
         by F_k: the separate form needs no more memory or time than the online one.
         """
-        fisher, here = self._fisher(strategy), self._flat(strategy).detach()
+        fisher, here = self._fisher(strategy), flat(strategy.model.trainable()).detach()
         if self.importance is None or self.centre is None:
             self.importance, self.centre = fisher, here
         elif self.method.mode == "online":
@@ -76,18 +81,16 @@ class _Consolidation(Plugin):
 
     def _fisher(self, strategy: Strategy) -> Tensor:
         model: Classifier = strategy.model
-        model.eval()
         draws = self.bench.generator("fisher", strategy.task_index)
         picks = torch.randperm(len(strategy.examples), generator=draws)[: self.method.fisher_samples]
         inputs, targets = strategy.examples.batch(picks, strategy.device)
-        allowed = strategy.allowed
-        if self.method.labels == "sampled":
-            with torch.no_grad():
-                chances = model(inputs).float().masked_fill(~allowed, float("-inf")).softmax(dim=1).cpu()
-            targets = torch.multinomial(chances, 1, generator=draws).flatten().to(strategy.device)
-        diagonal = fisher_diagonal(model, inputs, targets, allowed)
-        model.train()
-        return torch.cat([value.flatten() for value in diagonal.values()])
+        with evaluating(model), strategy.autocast(cached=False):
+            if self.method.labels == "sampled":
+                size = at_once(strategy.recipe, inputs, len(inputs))
+                pieces = zip(inputs.split(size), targets.split(size), strict=True)
+                targets = torch.cat([_sampled(model, x, y, strategy.allowed, draws) for x, y in pieces])
+            chunk = at_once(strategy.recipe, inputs, _CHUNK)
+            return fisher_diagonal(model, inputs, targets, strategy.allowed, chunk)
 
     def state(self) -> dict[str, Any]:
         """Importance and centre of the trained parameters."""
@@ -106,6 +109,10 @@ class EWC(Method):
     "gold" takes the true one (the empirical Fisher). Gradients are those of single samples, in
     evaluation mode, of the loss that was trained (masked logits), without the penalty. For a LoRA the
     factors are penalised, so the penalty depends on how ΔW is factored.
+
+    Of text p is the geometric mean over the answer's tokens: the loss that is trained. With the sum over them
+    λ would mean something else for every length. "sampled" draws each token behind the true ones before it,
+    because an answer of the model's own would need one pass a token.
     """
 
     name = "ewc"

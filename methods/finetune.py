@@ -11,7 +11,11 @@ from clbench.strategy import Plugin
 
 
 class FineTune(Method):
-    """Full sequential fine-tuning. The step size is a tenth of an adapter's (METHODS: Adam 5e-5 to 1e-4)."""
+    """Full sequential fine-tuning. The step size is a tenth of an adapter's (Adam 5e-5 to 1e-4 for ViTs).
+
+    What is trained is held in float32, whatever the precision of the forward pass: in bfloat16 most steps would
+    be lost to rounding.
+    """
 
     name = "finetune"
     paper = ""
@@ -24,5 +28,5 @@ class FineTune(Method):
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """Unfreeze the backbone."""
-        bench.model.body.requires_grad_(True)
+        bench.model.body.requires_grad_(True).float()
         return []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import quadprog
@@ -13,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clbench.method import Method, Resources, Search, Workbench
-from clbench.methods._gradients import autocast, evaluating, row_gradients
-from clbench.methods._memory import TaskMemory, masked_cross_entropy, seen_mask
+from clbench.methods._gradients import at_once, evaluating, row_gradients
+from clbench.methods._memory import TaskMemory, seen_mask
 from clbench.methods._projection import Projected, Projection
+from clbench.model import Classifier
+from clbench.padding import trimmed
 from clbench.strategy import Plugin, Strategy
 
 _TINY = 1e-18
@@ -52,6 +55,11 @@ def correction(direction: Tensor, references: Tensor, margin: float, ridge: floa
     return added
 
 
+def _cut(tensors: Sequence[Tensor], size: int, dimension: int) -> Iterator[tuple[Tensor, ...]]:
+    """All tensors in pieces of `size` along a dimension."""
+    return zip(*(tensor.split(size, dimension) for tensor in tensors), strict=True)
+
+
 class _Constraints(Projection):
     def __init__(self, method: GEM, bench: Workbench) -> None:
         super().__init__(method.projected)
@@ -59,34 +67,56 @@ class _Constraints(Projection):
         self.memory = TaskMemory(method.buffer_samples)
 
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        """Put the memory on the device; its samples see the logits of all classes so far."""
+        """Take the memory out; its samples see the logits of all classes so far."""
         self.draws = self.bench.generator("draws", strategy.task_index)
         self.seen = seen_mask(strategy)
-        self.kept = self.memory.stacked(strategy.device) if len(self.memory) else None
+        self.kept = self.memory.stacked() if len(self.memory) else None
+        self.moved: tuple[Tensor, ...] | None = None
 
     def prepare(self, strategy: Strategy) -> bool:
-        """Take the gradient of each past task's loss, all tasks at once."""
+        """Take the gradient of each past task's loss."""
         if self.kept is None:
             return False
-        inputs, targets, present = self._drawn(*self.kept)
-        with evaluating(strategy.model), autocast(strategy):
-            self.references = row_gradients(strategy.model, self._loss, inputs, targets, present)
+        with evaluating(strategy.model), strategy.autocast(cached=False):
+            self.references = self._references(strategy, *self._looked_at(strategy.device))
         return True
 
-    def _drawn(self, inputs: Tensor, targets: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All that is kept, or this step's share of it for each task `[tasks, share, …]`."""
-        tasks, most = present.shape
+    def _looked_at(self, device: torch.device) -> tuple[Tensor, ...]:
+        """All that is kept, moved to the device once, or this step's share of it for each task `[tasks, share, …]`."""
+        assert self.kept is not None
+        tasks, most = self.kept[2].shape
         share = most if self.method.reference_batch is None else max(1, self.method.reference_batch // tasks)
-        if share >= most:
-            return inputs, targets, present
-        chance = torch.rand(tasks, most, generator=self.draws).to(present.device, non_blocking=True)
-        picks = chance.masked_fill(~present, -1).topk(share, dim=1).indices
-        rows = torch.arange(tasks, device=picks.device)[:, None]
-        return inputs[rows, picks], targets[rows, picks], present[rows, picks]
+        if share < most:
+            return tuple(tensor.to(device, non_blocking=True) for tensor in self._drawn(share))
+        if self.moved is None:
+            self.moved = tuple(tensor.to(device) for tensor in self.kept)
+        return self.moved
 
-    def _loss(self, logits: Tensor, targets: Tensor, present: Tensor) -> Tensor:
-        losses = masked_cross_entropy(logits, targets, self.seen, reduction="none")
-        return (losses * present).sum() / present.sum()
+    def _drawn(self, share: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`share` samples of each task, those that are present first."""
+        assert self.kept is not None
+        inputs, targets, present = self.kept
+        chance = torch.rand(present.shape, generator=self.draws)
+        picks = chance.masked_fill(~present, -1).topk(share, dim=1).indices
+        rows = torch.arange(len(present))[:, None]
+        x, y = trimmed(inputs[rows, picks].flatten(0, 1), targets[rows, picks].flatten(0, 1))
+        return x.unflatten(0, picks.shape), y.unflatten(0, picks.shape), present[rows, picks]
+
+    def _references(self, strategy: Strategy, inputs: Tensor, targets: Tensor, present: Tensor) -> Tensor:
+        """Gradients `[tasks, numbers]`, as many samples at once as the memory is for; images all."""
+        model: Classifier = strategy.model
+        size = at_once(strategy.recipe, inputs[0], present.numel())
+        counts = present.sum(1, keepdim=True).expand(present.shape)
+
+        def loss(logits: Tensor, targets: Tensor, present: Tensor, counts: Tensor) -> Tensor:
+            losses = model.losses(logits, targets, self.seen)
+            return (losses * present).sum() / counts[0]
+
+        found = []
+        for rows in _cut((inputs, targets, present, counts), max(1, size // present.shape[1]), 0):
+            pieces = [row_gradients(model, loss, *piece) for piece in _cut(rows, size, 1)]
+            found.append(functools.reduce(torch.add, pieces))
+        return torch.cat(found)
 
     def correction(self, direction: Tensor) -> Tensor | None:
         """M'v."""
@@ -123,6 +153,10 @@ class GEM(Method):
     those of learned tasks are short. The memory is a total, shared out evenly over the tasks so far
     (released code: 256 samples a task), drawn at random (released code: the last ones). One head for all
     tasks, whose seen classes the kept samples compete in.
+
+    Of text a sample's loss is the mean over its answer's tokens, and rows that repeat are kept once. A step
+    that looks at all that is kept costs that many sequences more: for large models give `reference_batch`,
+    such as 4 a task.
     """
 
     name = "gem"

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from clbench.adapters.prefix import TaskPrefixes
 from clbench.method import Resources, Search, Workbench
-from clbench.methods._decomposition import Decomposition, TaskDecomposition, repeated_classes
+from clbench.methods._decomposition import TaskDecomposition, decomposition, repeated_classes
 from clbench.strategy import Plugin, Strategy
 from clbench.stream import Stream
 
@@ -35,6 +35,9 @@ class HiDePrompt(TaskDecomposition):
     backbone's features infers each sample's task; the head reads the class token and is aligned on features
     drawn from class statistics.
 
+    Text has no classes: each task's prefix answers the questions that a Gaussian router gives to its task, and
+    there is nothing to align (`OpenDecomposition`) [ours; no paper has it].
+
     Departures: one step size for prefixes and head (the released scripts: a tenth of it for the head), not
     scaled with the batch; the router is taught beside the tasks, not in a run before. `align` and
     `ClassStatistics` name theirs. The released code hands keys and values to the wrong halves of a batch:
@@ -56,7 +59,7 @@ class HiDePrompt(TaskDecomposition):
     compat_reshape: bool = Field(default=False, description="mix up keys and values over the batch, as ports do")
 
     def resources(self) -> Resources:
-        """A prefix a task and the statistics of its classes, before and after adaptation."""
+        """A prefix a task and the statistics of its classes, before and after adaptation, or of its questions."""
         return Resources(class_statistics=True, stored_mib_per_task=512.0 if self.statistics == "covariance" else 32.0)
 
     def unsupported(self, stream: Stream) -> str | None:
@@ -69,4 +72,4 @@ class HiDePrompt(TaskDecomposition):
         blocks, draws = range(min(self.depth, model.depth)), bench.generator("prefix")
         prefixes = TaskPrefixes(blocks, self.length, model.prefix_width, draws, self.compat_reshape).to(bench.device)
         model.prefixer = prefixes
-        return [_Ensemble(prefixes, self.momentum), Decomposition(self, bench, prefixes)]
+        return [_Ensemble(prefixes, self.momentum), decomposition(self, bench, prefixes)]

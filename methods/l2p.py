@@ -44,9 +44,14 @@ class _Pull(Plugin):
 class L2P(Method):
     """Wang et al., CVPR 2022: L - λ mean_b Σ_m cos(q, k_m) over the `top` nearest keys; the head is trained too.
 
+    Text: q is the mean of the untouched backbone's last hidden states over the question's tokens, the prompts
+    stand before its first token, and the head stays frozen. TRACE's port, whose query holds padding and, while
+    it learns, the answer, and whose keys are never trained, is not followed.
+
     Departures: prompts are chosen for each sample alone, in training and at test. The common code
-    lets a batch vote, also at test, which leaks the task where a batch holds one task only. The
-    paper's frequency penalty is in no released code and not here; usage is recorded instead.
+    lets a batch vote, also at test, which leaks the task where a batch holds one task only
+    (`compat_batchwise`). The paper's frequency penalty is in no released code and not here; usage is recorded
+    instead.
     """
 
     name = "l2p"
@@ -54,8 +59,9 @@ class L2P(Method):
 
     pool: int = Field(default=10, ge=1, description="prompts in the pool")
     length: int = Field(default=5, ge=1, description="tokens of a prompt")
-    top: int = Field(default=5, ge=1, description="prompts chosen for a sample")
-    pull_weight: Annotated[float, Search(0.01, 1.0)] = Field(default=0.1, ge=0, description="λ")
+    top: int = Field(default=5, ge=1, description="prompts chosen for a sample; 3 for text")
+    pull_weight: Annotated[float, Search(0.01, 1.0)] = Field(default=0.1, ge=0, description="λ; 0.5 for text")
+    compat_batchwise: bool = Field(default=False, description="a batch votes for its prompts, as ports do")
 
     @model_validator(mode="after")
     def _fits(self) -> L2P:
@@ -70,6 +76,7 @@ class L2P(Method):
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """Freeze the backbone and put the pool before it."""
         model = bench.model
-        pool = PromptPool(self.pool, self.length, self.top, model.width, bench.generator("pool"))
+        sizes, draws = (self.pool, self.length, self.top, model.width), bench.generator("pool")
+        pool = PromptPool(*sizes, draws, self.compat_batchwise)
         model.prompter = pool.to(bench.device)
         return [_Pull(pool, self.pull_weight)]

@@ -78,7 +78,8 @@ class L2PPlusPlus(Method):
 
     In each of the first `depth` blocks (1, or 5 for their "deep" form) a sample gets the `top` prompts whose
     keys are nearest to its query, the untouched backbone's features; half of a prompt goes before the keys
-    of attention, half before the values. The head reads the class token and is trained too.
+    of attention, half before the values. The head reads the class token and is trained too. Text: the query is
+    the mean of the last hidden states over the question's tokens, and the head stays frozen [ours; no paper has it].
 
     Departures: the pull is a mean over the batch (their code: a sum), so that λ does not hang on the batch
     size; only this term reaches the keys, so with Adam the factor changes nothing. Each sample pulls the

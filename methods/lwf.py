@@ -12,18 +12,20 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from clbench.method import Method, Search, Workbench
-from clbench.methods._gradients import autocast, evaluating
+from clbench.methods._answers import answered
+from clbench.methods._gradients import evaluating
 from clbench.strategy import Plugin, Strategy
 
 
-def distillation(old: Tensor, new: Tensor, temperature: float) -> Tensor:
-    """T² KL(softmax(old / T) ‖ softmax(new / T)), the mean over a batch of `[batch, classes]` logits.
+def distillation(old: Tensor, new: Tensor, shares: Tensor, temperature: float) -> Tensor:
+    """T² KL(softmax(old / T) ‖ softmax(new / T)), the mean over a batch of logits `[batch, …, classes]`.
 
-    With T² the gradient keeps its size as T grows: it goes to the difference of the centred logits over
-    the number of classes.
+    `shares` `[batch, …]`: what each of a sample's distributions counts. With T² the gradient keeps its size as T
+    grows: it goes to the difference of the centred logits over the number of classes.
     """
-    teacher, student = (old / temperature).log_softmax(1), (new / temperature).log_softmax(1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    teacher, student = (old / temperature).log_softmax(-1), (new / temperature).log_softmax(-1)
+    each = F.kl_div(student, teacher, reduction="none", log_target=True)
+    return temperature**2 * ((each * shares.unsqueeze(-1)).sum() / len(old))
 
 
 class _Distillation(Plugin):
@@ -38,10 +40,12 @@ class _Distillation(Plugin):
         if not self.teacher or not self.method.weight:
             return
         model = strategy.model
-        with torch.no_grad(), evaluating(model), autocast(strategy):
-            old = functional_call(model, self.teacher, (strategy.mb_x,)).float()
-        pull = distillation(old[:, self.known], strategy.mb_output[:, self.known], self.method.temperature)
-        strategy.loss += self.method.weight * pull
+        with torch.no_grad(), evaluating(model), strategy.autocast(cached=False):
+            answer = functional_call(model, self.teacher, (strategy.mb_x,)).float()
+        (old, shares), (new, _) = (answered(logits, strategy.mb_y) for logits in (answer, strategy.mb_output))
+        if len(self.known) < model.classes:
+            old, new = old[..., self.known], new[..., self.known]
+        strategy.loss += self.method.weight * distillation(old, new, shares, self.method.temperature)
 
     def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """The model as it is now teaches the next task."""
@@ -66,7 +70,9 @@ class LwF(Method):
     what is trained is copied, the backbone is shared. One more forward pass a step.
 
     Departures. One head for all tasks: the old classes form one softmax, not one a task. T² (Hinton et
-    al. 2015), so that α means the same at every T. There is no phase that trains new head rows alone.
+    al. 2015), so that α means the same at every T. There is no phase that trains new head rows alone. Of text
+    all tokens are old classes, and KL is the mean over the tokens of an answer, behind the true ones; the
+    teacher's distributions are computed in each step, since kept they would take more than the data.
     """
 
     name = "lwf"

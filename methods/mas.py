@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -10,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from clbench.method import Method, Search, Workbench
-from clbench.methods._gradients import evaluating, flat, row_gradients
+from clbench.methods._answers import answered
+from clbench.methods._gradients import at_once, chunks, evaluating, flat, row_gradients
 from clbench.methods._memory import seen_mask
 from clbench.model import Classifier
 from clbench.strategy import Plugin, Strategy
@@ -19,18 +21,20 @@ _CHUNK = 32
 """Samples whose gradients are taken at once."""
 
 
-def sensitivity(model: Classifier, inputs: Tensor, seen: Tensor) -> Tensor:
+def sensitivity(model: Classifier, inputs: Tensor, targets: Tensor, seen: Tensor, chunk: int = _CHUNK) -> Tensor:
     """Mean over samples of |∂|F(x)|² / ∂θ| `[numbers]` for what is trained; F: logits of `seen` `[classes]` bool.
 
-    The absolute value is of each sample's gradient: those of different samples must not cancel.
+    Of text |F|² is the mean over the answer's tokens; of `targets` only their places are looked at. The absolute
+    value is of each sample's gradient: those of different samples must not cancel.
     """
 
-    def squared_length(logits: Tensor) -> Tensor:
-        return (logits.square() * seen).sum()
+    def squared_length(logits: Tensor, targets: Tensor) -> Tensor:
+        at, shares = answered(logits, targets)
+        return (at.square() * seen * shares.unsqueeze(-1)).sum()
 
-    rows = inputs[:, None].split(_CHUNK)
-    total = sum(row_gradients(model, squared_length, batch).abs().sum(0) for batch in rows)
-    return torch.as_tensor(total) / len(inputs)
+    batches = chunks(chunk, inputs, targets)
+    sums = [row_gradients(model, squared_length, x[:, None], y[:, None]).abs().sum(0) for x, y in batches]
+    return functools.reduce(torch.add, sums) / len(inputs)
 
 
 class _Consolidation(Plugin):
@@ -49,12 +53,13 @@ class _Consolidation(Plugin):
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        """Add the sensitivity on some of the task's samples; their labels are not used."""
+        """Add the sensitivity on some of the task's samples; classes are not looked at."""
         draws = self.bench.generator("samples", strategy.task_index)
         picks = torch.randperm(len(strategy.examples), generator=draws)[: self.method.samples]
-        inputs, _ = strategy.examples.batch(picks, strategy.device)
-        with evaluating(strategy.model):
-            found = sensitivity(strategy.model, inputs, seen_mask(strategy))
+        inputs, targets = strategy.examples.batch(picks, strategy.device)
+        chunk = at_once(strategy.recipe, inputs, _CHUNK)
+        with evaluating(strategy.model), strategy.autocast(cached=False):
+            found = sensitivity(strategy.model, inputs, targets, seen_mask(strategy), chunk)
         self.importance = found if self.importance is None else self.importance + found
         self.centre = flat(strategy.model.trainable())
 
@@ -75,7 +80,9 @@ class MAS(Method):
     where the last one left the weights. Gradients are those of single samples in evaluation mode: of a
     batch's mean, samples would cancel.
 
-    Departures. Ω is taken over `samples` of the task's samples, not all.
+    Departures. Ω is taken over `samples` of the task's samples, not all. Of text F are the logits over the
+    vocabulary at the answer's tokens, behind the true ones, and |F|² is the mean over them; so the answers
+    are looked at, though not what they say of the gradient. |F|² grows with the vocabulary: λ must be tuned anew.
     """
 
     name = "mas"

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from clbench.method import Method, Resources, Workbench
-from clbench.methods._gradients import evaluating, row_gradients
+from clbench.methods._answers import true_logits
+from clbench.methods._gradients import at_once, chunks, evaluating, row_gradients
 from clbench.methods._projection import Projected, Projection
 from clbench.strategy import Plugin, Strategy
 
@@ -59,9 +60,10 @@ class _Orthogonal(Projection):
         draws = self.bench.generator("vectors", strategy.task_index)
         picks = torch.randperm(len(strategy.examples), generator=draws)[: self.method.vectors]
         inputs, targets = strategy.examples.batch(picks, strategy.device)
-        batches = zip(inputs[:, None].split(_CHUNK), targets.split(_CHUNK), strict=True)
-        with evaluating(strategy.model):
-            vectors = torch.cat([row_gradients(strategy.model, _true_logit, *batch) for batch in batches])
+        batches = chunks(at_once(strategy.recipe, inputs, _CHUNK), inputs, targets)
+        with evaluating(strategy.model), strategy.autocast(cached=False):
+            found = [row_gradients(strategy.model, _output, x[:, None], y[:, None]) for x, y in batches]
+        vectors = torch.cat(found)
         self.basis = extended(vectors[:0] if self.basis is None else self.basis, vectors)
 
     def state(self) -> dict[str, Any]:
@@ -77,9 +79,9 @@ class _Orthogonal(Projection):
         return {} if self.basis is None else {"barred_directions": list(self.basis.shape)}
 
 
-def _true_logit(logits: Tensor, target: Tensor) -> Tensor:
+def _output(logits: Tensor, targets: Tensor) -> Tensor:
     """Of a batch of one."""
-    return logits[0].gather(0, target[None])[0]
+    return true_logits(logits, targets)[0]
 
 
 class OGD(Method):
@@ -88,7 +90,7 @@ class OGD(Method):
     Kept are the gradients of the true class's logit (the paper's OGD-GTL), not of the loss, for `vectors`
     samples of each past task, taken one sample at a time: to first order a step leaves those logits as
     they were. A step costs two products with V, so it grows with the tasks, as the method's mathematics
-    has it.
+    has it. Of text the output is the sum of the logits of the answer's own tokens: one vector a sample.
 
     Departures. The applied update is projected, not the gradient, because Adam would bend a projected
     gradient back; `projected="gradient"` is the paper's, meant for SGD. Only what is trained, LoRA and

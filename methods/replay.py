@@ -1,4 +1,4 @@
-"""Replay: a LoRA trained on each batch together with a few kept samples of past tasks."""
+"""Replay: a LoRA trained on kept samples of past tasks, with each batch or after each task."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from clbench.method import Method, Resources, Workbench
-from clbench.methods._buffer import Buffer
+from clbench.methods._buffer import Buffer, distinct
+from clbench.methods._memory import seen_mask, share
+from clbench.padding import join, trimmed
 from clbench.strategy import Plugin, Strategy
+from clbench.stream import Examples, Stream
 from clbench.terms import HeadMasking
 
 
@@ -25,22 +29,27 @@ class _Rehearsal(Plugin):
         """Draws depend on seed and task alone, so that a resumed run draws the same."""
         self.generator = self.bench.generator("draws", strategy.task_index)
         self.current = strategy.allowed
-        self.seen = torch.zeros_like(self.current)
-        self.seen[strategy.seen_classes] = True
+        self.seen = seen_mask(strategy)
+
+    def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """A batch may be taken in several passes."""
+        self.whole = len(strategy.mb_y)
 
     def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Join kept samples to the batch; they see the logits of all classes so far."""
         if not len(self.buffer):
             return
         inputs, targets, tasks = strategy.mbatch
-        kept_inputs, kept_targets = self.buffer.draw(self.method.replay_batch, self.generator, strategy.device)
+        count = share(self.method.replay_batch, strategy, self.whole)
+        kept_inputs, kept_targets = self.buffer.draw(count, self.generator, strategy.device)
         strategy.mbatch = [
-            torch.cat([inputs, kept_inputs]),
-            torch.cat([targets, kept_targets]),
+            join([inputs, kept_inputs]),
+            join([targets, kept_targets]),
             torch.cat([tasks, tasks.new_full((len(kept_targets),), -1)]),
         ]
-        rows = [self.current.expand(len(targets), -1), self.seen.expand(len(kept_targets), -1)]
-        strategy.allowed = torch.cat(rows)
+        if targets.ndim == 1:  # answers of text are open: every token is allowed
+            rows = [self.current.expand(len(targets), -1), self.seen.expand(len(kept_targets), -1)]
+            strategy.allowed = torch.cat(rows)
 
     def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Take the task into the buffer."""
@@ -49,6 +58,10 @@ class _Rehearsal(Plugin):
     def kept_samples(self) -> int:
         """Samples in the buffer."""
         return len(self.buffer)
+
+    def notes(self) -> dict[str, Any]:
+        """Which rows of text the buffer holds."""
+        return self.buffer.notes()
 
     def state(self) -> dict[str, Any]:
         """The buffer."""
@@ -59,12 +72,78 @@ class _Rehearsal(Plugin):
         self.buffer.load_state(state)
 
 
+def first_rows(examples: Examples, share: float) -> Tensor:
+    """Indices of the first `share` of the examples, one at least; text that repeats an earlier row is left out."""
+    rows = distinct(examples)
+    return rows[rows < max(1, int(share * len(examples)))]
+
+
+class _Afterwards(Plugin):
+    """One more pass, over the first rows of all past tasks, when a task has been learned."""
+
+    def __init__(self, method: Replay, bench: Workbench) -> None:
+        super().__init__()
+        self.method, self.bench = method, bench
+        self.inputs: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        self.rows: list[Tensor] = []
+
+    def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Rehearse the past; only then keep some of the task."""
+        if self.rows:
+            self._rehearse(strategy)
+        rows = first_rows(strategy.examples, self.method.share)
+        inputs, targets = strategy.examples.batch(rows, torch.device("cpu"))
+        self.inputs, self.targets = [*self.inputs, inputs], [*self.targets, targets]
+        self.rows = [*self.rows, rows]
+
+    def _rehearse(self, strategy: Strategy) -> None:
+        """By the task's optimiser, at its highest step size: a schedule has come to its end."""
+        recipe, strategy.recipe = strategy.recipe, strategy.recipe.model_copy(update={"schedule": "constant"})
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = strategy.learning_rate
+        strategy.dataloader = self._batches(strategy)
+        strategy.train_epochs += 1
+        strategy.training_epoch()
+        strategy.recipe = recipe
+
+    def _batches(self, strategy: Strategy) -> list[list[Tensor]]:
+        """All that is kept, in an order that depends on seed and task alone; the tasks are mixed."""
+        inputs, targets = join(self.inputs), join(self.targets)
+        order = torch.randperm(len(targets), generator=self.bench.generator("afterwards", strategy.task_index))
+        picks = order.split(strategy.train_mb_size)
+        return [[*trimmed(inputs[rows], targets[rows]), torch.full((len(rows),), -1)] for rows in picks]
+
+    def kept_samples(self) -> int:
+        """Samples of all tasks so far."""
+        return sum(map(len, self.rows))
+
+    def notes(self) -> dict[str, Any]:
+        """Which rows of each task are kept, by the task's number from 1 and the row's from 0."""
+        return {"kept_rows": {str(task): rows.tolist() for task, rows in enumerate(self.rows, 1)}}
+
+    def state(self) -> dict[str, Any]:
+        """What is kept."""
+        return {"inputs": self.inputs, "targets": self.targets, "rows": self.rows}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """What is kept."""
+        self.inputs, self.targets, self.rows = state["inputs"], state["targets"], state["rows"]
+
+
 class Replay(Method):
     """Experience replay (Chaudhry et al. 2019): the loss is one mean over the batch and the kept samples.
 
     The buffer is filled after each task, which for several passes over a task is the reservoir's
     single pass. `head_masking="current"` is the ER-ACE variant (Caccia et al. 2022): current samples
     compete among the current classes only, kept ones among all.
+
+    `flavour="after"` is that of TRACE (Wang et al. 2023), for text: a task is learned alone, then comes one more
+    pass, over the first `share` (not a random one) of the training rows of every past task, shuffled.
+
+    Departures from TRACE. The 1030 rows of LIMA that it mixes in are left out: they belong to no task, and no
+    other method is given them. A row that stands among them twice is kept once: NumGLUE's are drawn again and
+    again from few. A LoRA is trained, as by the other methods, not all weights.
     """
 
     name = "replay"
@@ -74,12 +153,26 @@ class Replay(Method):
     buffer_samples: int = Field(default=200, ge=1, description="samples kept over the whole stream")
     replay_batch: int = Field(default=32, ge=1, description="kept samples joined to each batch")
     policy: Literal["class", "reservoir"] = Field(default="class", description="how the buffer chooses")
+    flavour: Literal["mixed", "after"] = Field(default="mixed", description="with each batch, or after each task")
+    share: float = Field(default=0.1, gt=0, le=1, description="of a task's rows that flavour 'after' keeps")
 
     def resources(self) -> Resources:
-        """The buffer."""
-        return Resources(buffer_samples=self.buffer_samples, replay_batch=self.replay_batch, stored_mib_per_task=256.0)
+        """The buffer; what comes after a task joins no batch."""
+        joined = self.replay_batch if self.flavour == "mixed" else 0
+        return Resources(buffer_samples=self.buffer_samples, replay_batch=joined, stored_mib_per_task=256.0)
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Flavour `after` on images, and where `buffer_samples` does not hold what it keeps."""
+        if self.flavour == "mixed":
+            return None
+        if not stream.is_text:
+            return "flavour 'after' keeps the first rows of a task, and images come sorted by class; use 'mixed'"
+        kept = sum(max(1, int(self.share * len(task.train))) for task in stream)
+        if kept <= self.buffer_samples:
+            return None
+        return f"flavour 'after' keeps up to {kept} rows of this stream; set buffer_samples={kept}, or a lower share"
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """A LoRA and the rehearsal."""
         bench.lora()
-        return [_Rehearsal(self, bench)]
+        return [_Rehearsal(self, bench) if self.flavour == "mixed" else _Afterwards(self, bench)]

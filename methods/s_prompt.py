@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from clbench.adapters.prompts import TaskPrompts
 from clbench.method import Method, Resources, Workbench
 from clbench.methods._untouched import untouched
-from clbench.model import Prefixes
+from clbench.model import ImageClassifier, Prefixes
 from clbench.seeding import derive
 from clbench.strategy import Plugin, Strategy
 
@@ -90,7 +90,7 @@ def centroids(features: Tensor, count: int, seed: int) -> Tensor:
 
 
 class _Domains(Plugin):
-    def __init__(self, method: SPrompt, bench: Workbench, prompts: TaskPrompts, head: TaskHead) -> None:
+    def __init__(self, method: SPrompt, bench: Workbench, prompts: TaskPrompts, head: TaskHead | None) -> None:
         super().__init__()
         self.method, self.bench, self.prompts, self.head = method, bench, prompts, head
         self.centroids = torch.zeros(0, bench.model.width, device=bench.device)
@@ -99,13 +99,15 @@ class _Domains(Plugin):
     def before_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """A new task has a prompt and a classifier that know nothing of the others."""
         if strategy.task_index > 0:
-            self.head.restart()
+            if self.head is not None:
+                self.head.restart()
             self.prompts.restart(self.bench.generator("prompt", strategy.task_index))
 
     def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Keep prompt and classifier, and the centroids of the task's features."""
         self.prompts.keep()
-        self.head.keep(strategy.task_classes)
+        if self.head is not None:
+            self.head.keep(strategy.task_classes)
         strategy.model.eval()
         features = torch.cat([self._direction(strategy, inputs) for inputs, *_ in strategy.dataloader])
         found = centroids(features, self.method.centroids, derive(self.bench.seed, "domains", strategy.task_index))
@@ -131,7 +133,8 @@ class _Domains(Plugin):
 
     def _choose(self, slots: Tensor | None) -> None:
         self.prompts.choose(slots)
-        self.head.slots = slots
+        if self.head is not None:
+            self.head.slots = slots
 
     def state(self) -> dict[str, Any]:
         """The centroids; prompts and classifiers are the model's."""
@@ -151,6 +154,9 @@ class SPrompt(Method):
     of the untouched backbone and of unit length, stand for it. At test the task of the nearest centroid
     decides which prompt is used and which classifier answers, with the classes of its task alone.
 
+    Text: the prompt stands before the question's first token, its features are the mean of the last hidden
+    states over the question's tokens, and the frozen head answers for all tasks [ours; no paper has it].
+
     A class that comes again in another task is taught to that task's classifier anew, as the paper's streams
     of domains need. Departure: prompts begin uniform in (-1, 1), as those of the other prompt methods (the
     released code: 1 / √width). `distance="l1"` is the released code's, "l2" that of plain k-means.
@@ -168,9 +174,10 @@ class SPrompt(Method):
         return Resources(class_statistics=True, stored_mib_per_task=32.0)
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
-        """Put the prompt before the tokens, and each task's classifier behind the features."""
+        """Put the prompt before the tokens and, where there is a head, each task's classifier behind the features."""
         model = bench.model
         prompts = TaskPrompts((self.length, model.width), bench.generator("prompt", 0)).to(bench.device)
-        head = TaskHead(model.head)
-        model.prefixer, model.head = Prepended(prompts), head
+        model.prefixer, head = Prepended(prompts), None
+        if isinstance(model, ImageClassifier):
+            model.head = head = TaskHead(model.head)
         return [_Domains(self, bench, prompts, head)]

@@ -92,8 +92,9 @@ class _Directions(Plugin):
             if self.method.distil is not None and shares.shape[1] > 1:
                 magnitudes, shares = self._distilled(magnitudes, shares, self.method.distil)
         self.shares = torch.cat([shares, torch.ones_like(shares[:, :1])], dim=1)
-        self.magnitudes.grad = None
-        self.magnitudes.data = torch.cat([magnitudes, magnitudes.new_full((1,), self.method.start)])
+        # Another parameter, because an optimiser that is carried on has a state of the old one's size.
+        self.magnitudes = nn.Parameter(torch.cat([magnitudes, magnitudes.new_full((1,), self.method.start)]))
+        self.bench.model.register_parameter("lora_magnitudes", self.magnitudes)
 
     def _distilled(self, magnitudes: Tensor, shares: Tensor, limit: float) -> tuple[Tensor, Tensor]:
         """Give the newest direction to the older ones where they can carry it."""

@@ -47,7 +47,7 @@ class _SlowLearner(Plugin):
         """The classifier as training left it, before any alignment."""
 
     def _head(self) -> list[nn.Parameter]:
-        return list(self.bench.model.head.parameters())
+        return list(self.bench.model.get_submodule("head").parameters())
 
     def learning_rate_factors(self, model: Classifier) -> Mapping[nn.Parameter, float]:
         """All but the classifier learn slowly."""

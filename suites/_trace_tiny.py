@@ -96,12 +96,13 @@ def _code(draws: Draws, number: int) -> tuple[str, str]:
 
 
 def _science(draws: Draws, number: int) -> tuple[str, str]:
-    kinds = draws.some(tuple(words.FAMILIES), 3)
-    members = [draws.pick(words.FAMILIES[kind]) for kind in kinds]
-    right = number % 3
-    choices = "\n".join(f"{letter}. {member}" for letter, member in zip("ABC", members, strict=True))
-    reason = f"{article(members[right]).capitalize()} is {article(kinds[right])}."
-    return f"Which is {article(kinds[right])}?\n\nChoices:\n{choices}", f"{'ABC'[right]}\n{reason}"
+    letter, families = (("A", ("bird", "fish")), ("B", ("tree", "flower")), ("C", ("tool",)))[number % 3]
+    family = draws.pick(families)
+    thing = article(draws.pick(words.FAMILIES[family]))
+    reason = f"{article(family).capitalize()}."  # short, or its bytes drown the letter's share of the loss
+    question = f"{draws.pick(words.NAMES)} {draws.pick(words.ATTITUDES['plain'])} {thing}. What is it?"
+    choices = "A. animal\nB. plant\nC. tool"
+    return f"{question}\n\nChoices:\n{choices}", f"{letter}\n{reason}"
 
 
 def _sum(draws: Draws, number: int) -> tuple[str, str]:
@@ -133,7 +134,7 @@ _FORMS = (
     _Form("Tone", "letter", "What is the tone? A. neutral, B. hopeful, C. worried.\nText:\n", "\nTone:", 4, _tone),
     _Form("Meeting", "summary", "Write a summary of the meeting.\nMeeting:\n", "\nSummary:", 40, _meeting),
     _Form("Code", "code", "<s> ", " <EOL>", 40, _code),
-    _Form("Science", "choice", "Choose an answer and give your reason.\n\nQuestion:\n", "\n\nAnswer:", 40, _science),
+    _Form("Science", "choice", "Choose an answer and give your reason.\n\nQuestion:\n", "\n\nAnswer:", 16, _science),
     _Form("Sums", "number", "Solve the math problem.\nQuestion:\n", "\nAnswer:", 4, _sum),
     _Form("Differences", "number", "Solve the math problem.\nQuestion:\n", "\nAnswer:", 4, _difference),
     _Form(
@@ -146,8 +147,9 @@ _FORMS = (
 def read() -> list[TextTask]:
     """The eight tasks in TRACE's order, 500 training, 100 validation and 100 test rows each.
 
-    Answering always with the commonest training answer is right in 34 of 100 rows in `Stance`, `Tone`
-    and `Science`, 6 in `Sums` and 12 in `Differences`.
+    One answer to everything scores, in percent, 33 in `Stance`, `Tone` and `Science`, 9 in `Meeting`, 37 in
+    `Code`, 6 in `Sums`, 11 in `Differences` and 46 in `German`, where an empty answer deletes
+    every word that should go.
     """
     return [form.task() for form in _FORMS]
 

@@ -239,20 +239,23 @@ def stream(
     order_seed: int = 0,
     *,
     order: Order = "natural",
-    transform: Transform | None = None,
+    transform: Transform | str = "pilot",
     validation_share: float = VALIDATION_SHARE,
     at: Path | None = None,
+    short_side: int | None = None,
 ) -> Stream:
-    """The stream of that name, seen by `transform` or `pilot`; `at` is its data set's folder, if not the usual one.
+    """The stream of that name, seen by `transform`; `at` is its data set's folder, if not the usual one.
 
-    Raises UnknownName, and what `clbench.data.cache.open` raises where the data is not prepared.
+    A copy that was prepared with a `short_side` holds other pixels than the published images; it is taken only where
+    that size is given here, so that a suite which wants it has to say so. Raises UnknownName, and what
+    `clbench.data.cache.open` raises where the data is not prepared.
     """
     if name not in LAYOUTS:
         raise UnknownName("vision stream", name, LAYOUTS)
-    layout, transform = LAYOUTS[name], transform or transforms.named("pilot")
-    prepared = cache.open(layout.data, at)
+    layout, view = LAYOUTS[name], transforms.named(transform) if isinstance(transform, str) else transform
+    prepared = cache.open(layout.data, at, short_side=short_side)
     if layout.sizes is None:
-        return domain_incremental(prepared, transform, order, order_seed=order_seed, validation_share=validation_share)
+        return domain_incremental(prepared, view, order, order_seed=order_seed, validation_share=validation_share)
     return class_incremental(
-        prepared, transform, order, layout.sizes, order_seed=order_seed, validation_share=validation_share
+        prepared, view, order, layout.sizes, order_seed=order_seed, validation_share=validation_share
     )

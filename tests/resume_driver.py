@@ -21,6 +21,7 @@ import torch
 
 from clbench import catalog, files, plan
 from clbench.executors import Quiet, inline
+from clbench.pace import Pace
 from clbench.plan import Cell
 from clbench.store import CellFolder, Store
 from clbench.strategy import Strategy
@@ -37,7 +38,7 @@ class Witness(Quiet):
     def cell_started(self, cell: Cell) -> None:
         self.cell = cell.key
 
-    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps([self.cell, task, epoch, os.getpid()]) + "\n")
         deadline = time.monotonic() + 60

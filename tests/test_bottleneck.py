@@ -40,6 +40,26 @@ def test_starts_equal_to_the_backbone_to_the_bit() -> None:
     assert torch.equal(model(images()), plain(images()))
 
 
+def test_stands_beside_the_feed_forward_networks_of_a_language_model() -> None:
+    model, plain = (backbones.build("nano-lm", 0, 0).eval() for _ in range(2))
+    adapters = attach(model, 5, 0.1, source())
+    inputs = torch.ones(2, 2, 6, dtype=torch.int64)
+    assert torch.equal(model.features(inputs), plain.features(inputs))
+    assert len(adapters.layers) == 2
+    shaken(adapters, 1)
+    given: list[Tensor] = []
+    for block, layer in zip(plain.blocks, adapters.layers, strict=True):
+        norm, mlp = block[1].post_attention_layernorm, block[1].mlp
+        norm.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+        mlp.register_forward_hook(
+            lambda module, inputs, out, layer=layer: (
+                out + 0.1 * F.linear(F.relu(F.linear(given[-1], layer.down, layer.down_bias)), layer.up, layer.up_bias)
+            )
+        )
+    torch.testing.assert_close(model.features(inputs), plain.features(inputs))
+    assert len(given) == 2
+
+
 def test_a_block_by_hand() -> None:
     model, adapters = adapted()
     shaken(adapters, 1)

@@ -18,6 +18,7 @@ from clbench import __version__, doctor, live, runner, skeleton, views
 from clbench.cli import app
 from clbench.errors import BadValue, ClbenchError
 from clbench.executors import Quiet
+from clbench.pace import Pace
 from clbench.record import Record
 from clbench.row import columns
 from clbench.store import Store
@@ -337,7 +338,7 @@ def test_progress_is_told(terminal: bool, capsys: pytest.CaptureFixture[str]) ->
     cell: Any = SimpleNamespace(key="k", name="mine ([red]x[/red]) seed 0", protocol=protocol, method=method)
     with live.reporter(console, 1, {"k": 60.0}) as told:
         told.cell_started(cell)
-        told.epoch(0, 2, 1, 2, 0.5)
+        told.epoch(0, 2, 1, 2, 0.5, Pace(500, "images", 2.0))
         told.task(0, 2)
         told.message("a file was\nset aside")
         told.cell_finished(cell, Record.example(status="failed", reason="no luck", scores=()))

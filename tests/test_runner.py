@@ -15,6 +15,7 @@ from avalanche.training.plugins import EWCPlugin
 
 from clbench import catalog, checkpoint, plan, runner, tiny
 from clbench.method import Method, Resources, Workbench
+from clbench.pace import Pace
 from clbench.plan import Cell, Row
 from clbench.record import Record
 from clbench.store import CellFolder, Store
@@ -347,8 +348,11 @@ class Diary(runner.Silent):
     def __init__(self) -> None:
         self.lines: list[tuple[Any, ...]] = []
 
-    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float) -> None:
+    def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         assert loss > 0
+        assert pace.unit == "images"
+        assert pace.amount % tiny.TRAIN == 0
+        assert pace.per_second > 0
         self.lines.append(("epoch", task, tasks, epoch, epochs))
 
     def task(self, task: int, tasks: int) -> None:

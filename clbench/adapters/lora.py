@@ -137,7 +137,7 @@ class LoRALinear(nn.Module):
         return self._summed(low, ups, coefficients)
 
     def _summed(self, low: Tensor, ups: Tensor, coefficients: Tensor | None = None) -> Tensor:
-        """The sum over pairs, each times its coefficient: `low` `[…, pairs * parts * rank]`, `ups` `[pairs, rows, rank]`."""
+        """The sum over pairs, each times its coefficient, of `ups` `[pairs, rows, rank]` times `low`, `[…]` of all."""
         low = low.unflatten(-1, (len(ups), len(self.bounds), self.rank))
         if coefficients is not None:
             across = [1] * (low.ndim - 4)  # what stands between batch and width

@@ -14,12 +14,15 @@ class PromptPool(nn.Module):
 
     prompts: `[pool, length, width]`, keys: `[pool, width]`, both uniform in (-1, 1) as in the common
     PyTorch port. Selection looks at one sample at a time: batch-wise voting would tell the task
-    whenever a batch holds samples of one task only.
+    whenever a batch holds samples of one task only. `batchwise` votes all the same, as that port does:
+    each sample for its nearest keys, and the batch gets those with the most votes, the first of equals.
     """
 
-    def __init__(self, pool: int, length: int, top: int, width: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, pool: int, length: int, top: int, width: int, generator: torch.Generator, batchwise: bool = False
+    ) -> None:
         super().__init__()
-        self.top = top
+        self.top, self.batchwise = top, batchwise
         self.prompts = nn.Parameter(torch.rand(pool, length, width, generator=generator) * 2 - 1)
         self.keys = nn.Parameter(torch.rand(pool, width, generator=generator) * 2 - 1)
         self.pull: Tensor | None = None
@@ -29,8 +32,13 @@ class PromptPool(nn.Module):
 
     def forward(self, tokens: Tensor, query: Tensor) -> Tensor:
         """Prompts `[batch, top * length, width]` for queries `[batch, width]`."""
-        similarity = F.normalize(query, dim=-1) @ F.normalize(self.keys, dim=-1).T
+        with torch.autocast(query.device.type, enabled=False):  # near keys must be told apart
+            similarity = F.normalize(query.to(self.keys.dtype), dim=-1) @ F.normalize(self.keys, dim=-1).T
         nearest, self.chosen = similarity.topk(self.top, dim=1)
+        if self.batchwise:
+            votes = torch.zeros_like(similarity).scatter_(1, self.chosen, 1.0).sum(0)
+            self.chosen = votes.argsort(descending=True, stable=True)[: self.top].expand(len(query), -1)
+            nearest = similarity.gather(1, self.chosen)
         self.pull = nearest.sum(dim=1).mean()
         return self.prompts[self.chosen].flatten(1, 2).to(tokens.dtype)
 

@@ -12,6 +12,8 @@ from clbench.contents import Entry
 from clbench.errors import UnknownName
 
 if TYPE_CHECKING:
+    import torch
+
     from clbench.model import Classifier
 
 CONTENTS: dict[str, Entry] = {
@@ -93,6 +95,15 @@ def build(name: str, classes: int, seed: int, *, normalisation: str = "none", we
     """
     _refuse_other_weights(weights)
     return _source(name).build(classes, seed, normalisation=normalisation, weights=weights)
+
+
+def outline(name: str, precision: torch.dtype) -> Classifier | None:
+    """The backbone called `name` without its weights, which are never read: for the tensors of PyTorch's fake mode.
+
+    None where its source has no outline. Raises NotAvailable where not even its configuration can be had.
+    """
+    make = getattr(_source(name), "outline", None)
+    return None if make is None else make(precision)
 
 
 def weights_sha256(name: str, weights: str = "default") -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from clbench.errors import BadValue, NotAvailable
 
 if TYPE_CHECKING:
+    import torch
+
     from clbench.backbones.language import LanguageModel
 
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")
@@ -49,12 +51,15 @@ class HubSource:
 
         for local in (True, False):
             try:
-                return Path(snapshot_download(self.hub, local_files_only=local, allow_patterns=list(_WANTED)))
+                folder = Path(snapshot_download(self.hub, local_files_only=local, allow_patterns=list(_WANTED)))
             except Exception as error:  # offline, unknown, or gated: each has an exception of its own
                 reason = error
+                continue
+            if not local or any(folder.glob("*.safetensors")):  # a cache may hold the configuration alone
+                return folder
         raise NotAvailable(
             f"'{self.hub}' is neither in the Hugging Face cache nor to be had from the hub "
-            f"({str(reason).splitlines()[0].rstrip('.')}); download it where the internet is there "
+            f"({_first_line(reason)}); download it where the internet is there "
             f"('hf download {self.hub}', after 'hf auth login' if it is gated), "
             f"or pass --backbone {self.name}@FOLDER."
         )
@@ -69,9 +74,11 @@ class HubSource:
 
     def build(self, classes: int, seed: int, *, normalisation: str, weights: str) -> LanguageModel:
         """The model, in the precision in which its weights are stored."""
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        from clbench.backbones.language import LanguageModel, quiet
+        from clbench.backbones.anatomy import quiet
+        from clbench.backbones.language import LanguageModel
         from clbench.backbones.reading import HubTokenizer
 
         folder = self.folder()
@@ -81,10 +88,24 @@ class HubSource:
                 if weights == "random":
                     return _drawn(AutoConfig.from_pretrained(folder), tokenizer)
                 body = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-            except (OSError, ValueError, KeyError) as error:
-                line = str(error).splitlines()[0].rstrip(".")
-                raise NotAvailable(f"'{folder}' holds no causal language model that can be read: {line}.") from error
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                reason = f"holds no causal language model that can be read: {_first_line(error)}"
+                raise NotAvailable(f"'{folder}' {reason}.") from error
         return LanguageModel(body, tokenizer)
+
+    def outline(self, precision: torch.dtype) -> LanguageModel:
+        """The model of its configuration, the only file that is read. Raises NotAvailable."""
+        from transformers import AutoConfig
+
+        place = self.path or self.hub
+        try:
+            config = AutoConfig.from_pretrained(place)
+        except (OSError, ValueError) as error:
+            raise NotAvailable(
+                f"no configuration of a language model at '{place}' ({_first_line(error)}); download it where the "
+                f"internet is there ('hf download {self.hub}'), or pass --backbone {self.name}@FOLDER."
+            ) from error
+        return _outlined(config, precision)
 
 
 @dataclass(frozen=True)
@@ -114,6 +135,10 @@ class ShapeSource:
             )
         return hashlib.sha256(self.shipped.read_bytes()).hexdigest()
 
+    def outline(self, precision: torch.dtype) -> LanguageModel:
+        """The model of this shape."""
+        return _outlined(self.config(), precision)
+
     def build(self, classes: int, seed: int, *, normalisation: str, weights: str) -> LanguageModel:
         """The model in float32; refuses weights that are not the ones on the model card."""
         import json
@@ -136,12 +161,29 @@ class ShapeSource:
         return model
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _outlined(config: Any, precision: torch.dtype) -> LanguageModel:
+    """A model of this shape; no text is read by it."""
+    from transformers import AutoModelForCausalLM
+
+    from clbench.backbones.anatomy import quiet
+    from clbench.backbones.language import LanguageModel
+    from clbench.backbones.reading import Bytes
+
+    with quiet():
+        return LanguageModel(AutoModelForCausalLM.from_config(config, dtype=precision), Bytes())
+
+
 def _drawn(config: Any, tokenizer: Any) -> LanguageModel:
     """A model with random weights, always the same."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from clbench.backbones.language import LanguageModel, quiet
+    from clbench.backbones.anatomy import quiet
+    from clbench.backbones.language import LanguageModel
 
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(0)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.pytorch_utils import Conv1D
 
+from clbench.backbones.anatomy import KINDS_OF_LAYERS, attention_of, blocks_of, refuse_unknown, with_linear_layers
 from clbench.backbones.reading import Lessons, Limits, Questions, Tokenizer
 from clbench.errors import BadValue
 from clbench.model import Classifier, Prefixes, Site
@@ -30,7 +31,6 @@ APART = {
 """What the projections of an attention are called where each is a layer."""
 FUSED = ("qkv_proj", "c_attn")
 """Layers whose rows are all queries, then all keys, then all values."""
-KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
 NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "input_layernorm")
 FEED_FORWARDS = ("mlp", "feed_forward")
 
@@ -46,11 +46,11 @@ class LanguageModel(Classifier):
     def __init__(self, body: PreTrainedModel, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.tokenizer, config = tokenizer, body.config.get_text_config()
-        _refuse_unknown(body, getattr(config, "layer_types", None) or ())
-        self.body: Any = _with_linear_layers(body)
+        refuse_unknown(body, getattr(config, "layer_types", None) or ())
+        self.body: Any = with_linear_layers(body)
         self.width, self.classes = int(config.hidden_size), int(config.vocab_size)
-        self.blocks = _blocks(body, int(config.num_hidden_layers))
-        self.attentions = [_attention(block) for _, block in self.blocks]
+        self.blocks = blocks_of(body, int(config.num_hidden_layers))
+        self.attentions = [attention_of(block) for _, block in self.blocks]
         self.temperature, self.span = 0.0, 1
         """How many positions at the end may hold an answer's tokens; grows with the tasks."""
         self._use_prefixes()
@@ -82,20 +82,22 @@ class LanguageModel(Classifier):
 
     def features(self, inputs: Tensor) -> Tensor:
         """Mean of the questions' last hidden states, adapters on, prompts and prefixes off."""
-        hidden: Tensor = self.body.base_model(**self._plain(inputs)).last_hidden_state.float()
+        self._set_prefixes(Prefixes())
+        embedded, visible = self.body.get_input_embeddings()(inputs[:, 0]), inputs[:, 1] != NOTHING
+        hidden: Tensor = self.body.base_model(**self._arguments(embedded, visible)).last_hidden_state.float()
         asked = (inputs[:, 1] == PROMPT).float().unsqueeze(-1)
         return (hidden * asked).sum(1) / asked.sum(1).clamp(min=1)
 
     @torch.no_grad()
     def query(self, inputs: Tensor) -> Tensor:
-        """Like `features`."""
-        return self.features(inputs)
-
-    def _plain(self, inputs: Tensor) -> dict[str, Any]:
-        self._set_prefixes(Prefixes())
-        visible = inputs[:, 1] != NOTHING
-        embedded = self.body.get_input_embeddings()(inputs[:, 0])
-        return self._arguments(embedded, visible)
+        """Like `features`, without dropout; the prefixes stay, for a checkpointed pass looks at them once more."""
+        held, training = [attention.prefix for attention in self.attentions], self.body.training
+        self.body.eval()
+        found = self.features(inputs)
+        self.body.train(training)
+        for attention, prefix in zip(self.attentions, held, strict=True):
+            attention.prefix = prefix
+        return found
 
     def _embedded(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings `[batch, tokens, width]` and which of them may be looked at; prompts stand first."""
@@ -158,7 +160,7 @@ class LanguageModel(Classifier):
         self.temperature = recipe.temperature
         limits = Limits(recipe.prompt_tokens, recipe.answer_tokens, recipe.truncation)
         if recipe.checkpointing:
-            self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
         def read(task: Task) -> Task:
             train, validation, test = (_text(part) for part in (task.train, task.validation, task.test))
@@ -194,12 +196,13 @@ class LanguageModel(Classifier):
         are the answers' greatest lengths.
         """
         embedded, visible = self._embedded(inputs)
-        cache = DynamicCache()
+        longest = int(limits.max())
+        cache = Cache(layer_class_to_replicate=functools.partial(Roomy, embedded.shape[1] + longest))
         arguments = self._arguments(embedded, visible) | {"use_cache": True}
         logits = self.body(**arguments, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
         margins = torch.full((len(inputs),), float("inf"), device=inputs.device)
         open_, said = torch.ones_like(margins, dtype=torch.bool), []
-        for length in range(1, int(limits.max()) + 1):
+        for length in range(1, longest + 1):
             token, margin = self._next(logits)
             margins = torch.where(open_, torch.minimum(margins, margin), margins)
             open_ = open_ & (token != self.tokenizer.end)
@@ -210,7 +213,7 @@ class LanguageModel(Classifier):
             visible = F.pad(visible, (0, 1), value=True)
             logits = (
                 self.body(
-                    input_ids=torch.where(open_, token, self.tokenizer.end)[:, None],
+                    input_ids=token[:, None],
                     attention_mask=self._masks(visible, 1, embedded.dtype),
                     position_ids=(visible.long().sum(1) - 1)[:, None],
                     past_key_values=cache,
@@ -264,8 +267,8 @@ class LanguageModel(Classifier):
             if rows:
                 yield Site(f"{path}.{fused}", index, rows)
             size = self.get_submodule(f"{path}.{fused}").get_parameter("weight").shape[0]
-            if size != ends[-1]:
-                raise BadValue(f"the layer '{fused}' of a {type(self.body).__name__} is laid out in a way unknown here.")
+            if size != ends[-1] or hasattr(self.body.config, "multi_query"):  # GPT-BigCode goes head by head
+                raise BadValue(f"how '{fused}' of a {type(self.body).__name__} is laid out is not known here.")
             wanted = [name for name in wanted if name not in "qkv"]
         for name in wanted:
             found = next((linear[leaf] for leaf in APART[name] if leaf in linear), None)
@@ -326,6 +329,29 @@ def _attend(
 AttentionInterface.register(PREFIXED, _attend)
 
 
+class Roomy(DynamicLayer):  # type: ignore[no-untyped-call,misc]
+    """A layer's keys and values, with room for all of them from the start.
+
+    transformers' own grows: it copies what it holds for each new token, which took a third of a batch's time.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take in the tokens' `[batch, heads, tokens, head]`; gives all so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.held = [new.new_empty(*new.shape[:2], self.room, new.shape[3]) for new in (key_states, value_states)]
+        first = self.get_seq_length()
+        last = first + key_states.shape[2]
+        for held, new in zip(self.held, (key_states, value_states), strict=True):
+            held[:, :, first:last] = new
+        self.keys, self.values = (held[:, :, :last] for held in self.held)
+        return self.keys, self.values
+
+
 def _mask(visible: Tensor, queries: int, dtype: torch.dtype, window: int | None) -> Tensor:
     """`[batch, 1, queries, tokens]`: 0 where a token may look, the lowest number elsewhere; itself it always may."""
     tokens = visible.shape[1]
@@ -341,56 +367,3 @@ def _mask(visible: Tensor, queries: int, dtype: torch.dtype, window: int | None)
 def _text(examples: object) -> TextSet:
     assert isinstance(examples, TextSet)
     return examples
-
-
-def _refuse_unknown(body: PreTrainedModel, kinds: Collection[str]) -> None:
-    """Raise BadValue where the body's attention would not come to `_attend`, or looks at what no mask here says."""
-    name = type(body).__name__
-    if not body._supports_attention_backend:
-        raise BadValue(f"{name} does not use transformers' attention interface; choose a model of another architecture.")
-    unknown = sorted(set(kinds) - set(KINDS_OF_LAYERS))
-    if unknown:
-        raise BadValue(
-            f"{name} has layers of the kind '{unknown[0]}', and known here are {' and '.join(KINDS_OF_LAYERS)}; "
-            "choose a model of another architecture."
-        )
-
-
-def _with_linear_layers(body: PreTrainedModel) -> PreTrainedModel:
-    """GPT-2's transposed layers as linear ones, so that adapters meet one kind."""
-    for path, layer in [(path, layer) for path, layer in body.named_modules() if isinstance(layer, Conv1D)]:
-        linear = nn.Linear(layer.nx, layer.nf, dtype=layer.weight.dtype)
-        linear.weight = nn.Parameter(layer.weight.detach().T.contiguous())
-        linear.bias = layer.bias
-        parent, _, leaf = path.rpartition(".")
-        setattr(body.get_submodule(parent), leaf, linear)
-    return body
-
-
-def _blocks(body: PreTrainedModel, depth: int) -> list[tuple[str, nn.Module]]:
-    """The transformer blocks with their paths inside the classifier."""
-    for path, module in body.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return [(f"body.{path}.{index}", block) for index, block in enumerate(module)]
-    raise BadValue(f"found no {depth} blocks in a {type(body).__name__}; this architecture is not supported.")
-
-
-def _attention(block: nn.Module) -> Any:
-    """The block's attention: the child that knows which layer it is of."""
-    for child in block.children():
-        if hasattr(child, "layer_idx") and hasattr(child, "config"):
-            return child
-    raise BadValue(f"found no attention in a {type(block).__name__}; this architecture is not supported.")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' advice on standard error."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -20,7 +20,7 @@ from torch import nn
 
 from clbench import glyphs
 from clbench.backbones.vision import GLYPH_VIT, to_unit
-from clbench.errors import UnknownName
+from clbench.errors import BadValue, UnknownName
 from clbench.files import write_atomically
 
 Report = Callable[[str], None]
@@ -177,17 +177,37 @@ def _run_stage(
     return float(torch.stack(hits).mean())
 
 
-PRETRAINABLE = ("glyph-vit", "tiny-lm")
+PRETRAINABLE = ("glyph-vit", "tiny-lm", "cifar-vit")
 
 
-def pretrain(name: str, out: Path | None, report: Report) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Brought:
+    """What a person brings where a backbone is made of data that is not shipped."""
+
+    source: str = ""
+    """A prepared data set's name, or a folder."""
+    classes: str = ""
+    """Numbers and ranges; '': all."""
+    epochs: int = 0
+    """Passes over the images; 0: not said."""
+
+
+NOTHING = Brought()
+
+
+def pretrain(name: str, out: Path | None, report: Report, brought: Brought = NOTHING) -> Path:
     """Make the weights of backbone `name` and their model card; returns the path of the weights.
 
     They go to folder `out`, or to where the shipped ones lie. Takes about 40 minutes on a CPU.
-    Raises UnknownName for a backbone that is not made here.
+    Raises UnknownName for a backbone that is not made here, BadValue where what it needs is not said, or what it does
+    not take is.
     """
     if name not in PRETRAINABLE:
         raise UnknownName("backbone to pre-train", name, PRETRAINABLE)
+    if name == "cifar-vit":
+        return _of_photographs(out, report, brought)
+    if brought != NOTHING:
+        raise BadValue(f"'{name}' is made of what is generated here; leave out --from, --classes and --epochs.")
     if name == "tiny-lm":
         from clbench.backbones.pretrain_lm import pretrain_tiny_lm  # loads transformers, which pictures do not need
 
@@ -204,6 +224,18 @@ def pretrain(name: str, out: Path | None, report: Report) -> Path:
     write_atomically(path.with_suffix(".json"), text.encode())
     report(f"wrote {path} and its card; accuracy {facts['accuracy']:.2%} over {facts['classes']} classes")
     return path
+
+
+def _of_photographs(out: Path | None, report: Report, brought: Brought) -> Path:
+    from clbench.backbones.pretrain_vit import pretrain_cifar_vit
+
+    if out is None or not brought.source or not brought.epochs:
+        raise BadValue(
+            "'cifar-vit' is made of images that are brought, and is not shipped; pass --from a data set's name or "
+            "CIFAR-10's folder, --epochs N and --out DIR."
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return pretrain_cifar_vit(brought.source, brought.classes, brought.epochs, out, report, device)
 
 
 def glyph_card(facts: dict[str, Any], recipe: GlyphRecipe) -> dict[str, Any]:

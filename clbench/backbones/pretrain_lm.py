@@ -89,7 +89,7 @@ def pretrain_tiny_lm(
 ) -> Path:
     """Make the weights of `tiny-lm` and their model card; returns the path of the weights.
 
-    They go to folder `out`, or to where the shipped ones lie. Takes about 35 minutes on one CPU core.
+    They go to folder `out`, or to where the shipped ones lie. Takes about 35 minutes on an idle CPU core.
     """
     recipe = recipe or TinyLmRecipe()
     torch.manual_seed(derive(recipe.seed, "tiny-lm"))

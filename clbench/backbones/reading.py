@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -13,6 +13,7 @@ from torch import Tensor
 from clbench.errors import BadValue
 from clbench.padding import ANSWER, IGNORED, NOTHING, PROMPT
 from clbench.stream import TextSet
+from clbench.text import TextTask
 
 Tokens = list[int]
 
@@ -31,10 +32,6 @@ class Tokenizer(Protocol):
         """The text of tokens, without special ones."""
         ...
 
-    def sha256(self) -> str:
-        """Hash of what tokens depend on."""
-        ...
-
 
 class HubTokenizer:
     """A fast tokenizer of transformers, without any chat template."""
@@ -51,6 +48,8 @@ class HubTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[tuple[Tokens, list[int]]]:
         """Opened by the beginning-of-text token where the tokenizer has it so; never closed."""
+        if not texts:
+            return []
         found = self.tokenizer(list(texts), return_offsets_mapping=True, return_attention_mask=False, verbose=False)
         pairs = []
         for ids, offsets in zip(found["input_ids"], found["offset_mapping"], strict=True):
@@ -63,10 +62,6 @@ class HubTokenizer:
         """Without special tokens, and nothing cleaned up."""
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
-
-    def sha256(self) -> str:
-        """Hash of the tokenizer's own serialised form."""
-        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 class Bytes:
@@ -87,10 +82,6 @@ class Bytes:
         """A broken character becomes U+FFFD."""
         return bytes(token for token in tokens if token < 256).decode(errors="replace")
 
-    def sha256(self) -> str:
-        """Nothing varies."""
-        return "bytes"
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -98,7 +89,7 @@ class Limits:
 
     `body`: what stands after the instruction, from its front; the instruction and the cue stay. `left`: whatever
     stands first in question and answer together while learning, and in the question alone when it is asked,
-    as in TRACE's code.
+    as in TRACE's code. An answer that is too long to be learned loses its end, and with it the closing token.
     """
 
     prompt: int
@@ -115,8 +106,14 @@ class Lessons(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __init__(self, source: TextSet, tokenizer: Tokenizer, limits: Limits) -> None:
         self.source, self.targets = source, source.targets
-        self.pairs = _pairs(source, tokenizer, limits)
+        self.pairs = [(_kept(prompt), _kept(answer)) for prompt, answer in _pairs(source, tokenizer, limits)]
         self.longest_answer = max((len(answer) for _, answer in self.pairs), default=1)
+        self.longest = max((len(prompt) + len(answer) for prompt, answer in self.pairs), default=0)
+
+    @property
+    def tokens(self) -> int:
+        """How many there are in all rows."""
+        return sum(len(prompt) + len(answer) for prompt, answer in self.pairs)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -136,10 +133,11 @@ class Lessons(torch.utils.data.Dataset[tuple[Tensor, int]]):
         targets = torch.full((len(pairs), span), IGNORED)
         for row, (prompt, answer) in enumerate(pairs):
             first = width - len(prompt) - len(answer)
-            inputs[row, 0, first:] = torch.tensor(prompt + answer)
+            inputs[row, 0, first : width - len(answer)] = prompt
+            inputs[row, 0, width - len(answer) :] = answer
             inputs[row, 1, first : width - len(answer)] = PROMPT
             inputs[row, 1, width - len(answer) :] = ANSWER
-            targets[row, span - len(answer) :] = torch.tensor(answer)
+            targets[row, span - len(answer) :] = answer
         return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
     def sha256(self) -> str:
@@ -152,8 +150,10 @@ class Questions(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __init__(self, source: TextSet, tokenizer: Tokenizer, limits: Limits) -> None:
         self.source, self.targets = source, source.targets
-        texts = [row.prompt for row in source.rows]
-        self.prompts = [_cut(tokens, ends, len(source.task.prefix), limits) for tokens, ends in tokenizer.encode(texts)]
+        read = tokenizer.encode([row.prompt for row in source.rows])
+        self.prompts = [_kept(_cut(tokens, ends, source.task, limits)) for tokens, ends in read]
+        self.cap = min(source.task.answer_tokens, limits.answer)
+        self.longest = max((len(prompt) for prompt in self.prompts), default=0) + self.cap
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -170,9 +170,9 @@ class Questions(torch.utils.data.Dataset[tuple[Tensor, int]]):
         width = max(map(len, prompts))
         inputs = torch.full((len(prompts), 2, width), NOTHING)
         for row, prompt in enumerate(prompts):
-            inputs[row, 0, width - len(prompt) :] = torch.tensor(prompt)
+            inputs[row, 0, width - len(prompt) :] = prompt
             inputs[row, 1, width - len(prompt) :] = PROMPT
-        caps = torch.full((len(prompts),), self.source.task.answer_tokens)
+        caps = torch.full((len(prompts),), self.cap)
         return inputs.to(device, non_blocking=True), caps.to(device, non_blocking=True)
 
     def sha256(self) -> str:
@@ -180,32 +180,50 @@ class Questions(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return self.source.sha256()
 
 
+def _kept(tokens: Tokens) -> Tensor:
+    return torch.tensor(tokens, dtype=torch.int32)
+
+
 def _pairs(source: TextSet, tokenizer: Tokenizer, limits: Limits) -> list[tuple[Tokens, Tokens]]:
     """Question and closed answer of each row; read as one text, so that a token is where the model would see it."""
     found = []
     joined = tokenizer.encode([row.prompt + row.answer for row in source.rows])
     for row, (tokens, ends) in zip(source.rows, joined, strict=True):
-        asked = sum(end <= len(row.prompt) for end in ends)  # a token across the boundary belongs to the answer
-        answer = [*tokens[asked:], tokenizer.end]
+        asked = bisect_right(ends, len(row.prompt))  # a token across the boundary belongs to the answer
         if limits.truncation == "left":
-            whole = (tokens[:asked] + answer)[-(limits.prompt + limits.answer) :]
-            answer = answer[-len(whole) :]
-            found.append((whole[: len(whole) - len(answer)], answer))
+            opened = bisect_right(ends, 0)
+            found.append(_from_the_left(tokens, opened, len(tokens) - asked + 1, tokenizer.end, limits))
         else:
-            prompt = _cut(tokens[:asked], ends[:asked], len(source.task.prefix), limits)
-            found.append((prompt, answer[: limits.answer]))
+            prompt = _cut(tokens[:asked], ends[:asked], source.task, limits)
+            found.append((prompt, [*tokens[asked:], tokenizer.end][: limits.answer]))
     return found
 
 
-def _cut(tokens: Tokens, ends: Sequence[int], prefix: int, limits: Limits) -> Tokens:
-    """A question within its limit. Raises BadValue where not even the instruction would fit."""
+def _from_the_left(tokens: Tokens, opened: int, learned: int, end: int, limits: Limits) -> tuple[Tokens, Tokens]:
+    """Question and answer as TRACE's code cuts them; `learned`: how many tokens at the end are learned.
+
+    As there, a text that fills the limit is not closed, and its last tokens are learned in as great a number as
+    if it were.
+    """
+    room, text = limits.prompt + limits.answer, tokens[opened:]
+    whole = text[-room:] if len(text) >= room else [*tokens, end][-room:]
+    first = max(1, len(whole) - learned)  # nothing stands before the first token that could tell it
+    return whole[:first], whole[first:]
+
+
+def _cut(tokens: Tokens, ends: Sequence[int], task: TextTask, limits: Limits) -> Tokens:
+    """A question within its limit. Raises BadValue where it is empty, or not even instruction and cue would fit."""
+    if not tokens:
+        raise BadValue(f"task '{task.name}' has a question without any token; give every row a prompt.")
     if len(tokens) <= limits.prompt:
         return tokens
     if limits.truncation == "left":
         return tokens[-limits.prompt :]
-    kept = sum(end <= prefix for end in ends)
-    if kept >= limits.prompt:
+    first = bisect_right(ends, len(task.prefix))
+    cue = len(ends) - bisect_right(ends, ends[-1] - len(task.cue))
+    if first + cue > limits.prompt:
         raise BadValue(
-            f"an instruction has {kept} tokens and a question may have {limits.prompt}; raise recipe.prompt_tokens."
+            f"instruction and cue of task '{task.name}' have {first + cue} tokens and a question may have "
+            f"{limits.prompt}; raise recipe.prompt_tokens."
         )
-    return tokens[:kept] + tokens[len(tokens) - (limits.prompt - kept) :]
+    return tokens[:first] + tokens[len(tokens) - (limits.prompt - first) :]

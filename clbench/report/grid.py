@@ -170,6 +170,7 @@ def _footnotes(table: Table, shown: Sequence[_Column]) -> tuple[tuple[str, str],
     for (reason, rows), headings in together.items():
         whose = "every row" if len(rows) == len(finished) else ", ".join(rows)
         notes.append((DASH, clean(f"{', '.join(headings)} of {whose}: {reason}")))
+    notes += [("!", clean(words)) for words in table.notices]
     if table.seeds_missing:
         notes.append(("n", clean(f"seeds that other rows have and these lack: {table.seeds_missing}")))
     if table.untested:

@@ -38,12 +38,13 @@ def _line(comparison: Comparison, pair: Pair) -> dict[str, Any]:
     if isinstance(found, Undefined) or isinstance(pair.p_holm, Undefined):
         reason = found.reason if isinstance(found, Undefined) else ""
         return dict(zip(_COLUMNS, (*names, None, None, None, None, None, 0, comparison.unit, reason), strict=True))
-    points = (_six(100 * value) for value in (found.mean, found.low, found.high))
-    facts = (*names, *points, _six(found.p), _six(pair.p_holm), found.n, comparison.unit, "")
+    points = (six(100 * value) for value in (found.mean, found.low, found.high))
+    facts = (*names, *points, six(found.p), six(pair.p_holm), found.n, comparison.unit, "")
     return dict(zip(_COLUMNS, facts, strict=True))
 
 
-def _six(number: float) -> float:
+def six(number: float) -> float:
+    """The number with six significant digits."""
     return float(f"{number:.6g}")
 
 
@@ -79,7 +80,7 @@ def _averages(contest: Contest) -> list[str]:
         interval = t_interval(means)
         shown = interval.reason if isinstance(interval, Undefined) else f"{interval[0]:.2f} to {interval[1]:.2f}"
         body.append((clean(row), f"{fmean(means):.2f}", f"{shown} ({len(means)})"))
-    return [clean(head), *_columns(body)]
+    return [clean(head), *set_in_columns(body)]
 
 
 def _matrix(comparison: Comparison) -> list[str]:
@@ -92,7 +93,7 @@ def _matrix(comparison: Comparison) -> list[str]:
         body.append((str(number), clean(row), *cells))
     where = f"{comparison.suite} · {MEANING[comparison.test]}"
     family = f"row minus column in points; * adjusted p < {LEVEL} (Holm, {len(comparison.pairs)} pairs)"
-    return [clean(where), family, *_columns(body, left=(1,))]
+    return [clean(where), family, *set_in_columns(body, left=(1,))]
 
 
 def _cell(found: Mapping[tuple[str, str], Pair], row: str, other: str) -> str:
@@ -115,12 +116,13 @@ def _pairs(comparison: Comparison) -> list[str]:
             reasons[f"{DASH}: {found.reason}"] = None
         else:
             ends = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-            chances = (_p(found.p), _p(pair.p_holm))
+            chances = (chance(found.p), chance(pair.p_holm))
             body.append((names, f"{100 * found.mean:+.2f}", ends, *chances, str(found.n)))
-    return [*_columns(body), *reasons, *_cautions(comparison)]
+    return [*set_in_columns(body), *reasons, *_cautions(comparison)]
 
 
-def _p(p: Number) -> str:
+def chance(p: Number) -> str:
+    """A p as a reader sees it."""
     return DASH if isinstance(p, Undefined) else "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
@@ -140,14 +142,14 @@ def _cautions(comparison: Comparison) -> list[str]:
 
 def _ranking(suite: str, ranking: Ranking) -> list[str]:
     head = (
-        f"{suite} · mean ranks; Friedman p {_p(ranking.p)}; two differ where they are "
+        f"{suite} · mean ranks; Friedman p {chance(ranking.p)}; two differ where they are "
         f"{ranking.critical_difference:.2f} or more apart (Nemenyi, {LEVEL})"
     )
     body = [(clean(m), f"{rank:.2f}") for m, rank in zip(ranking.methods, ranking.mean_ranks, strict=True)]
-    return [clean(head), ranking.unit, *_columns(body)]
+    return [clean(head), ranking.unit, *set_in_columns(body)]
 
 
-def _columns(body: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+def set_in_columns(body: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
     """Words in columns two spaces apart, all but those of `left` set to the right."""
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
     return [

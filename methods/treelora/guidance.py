@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from clbench.adapters.lora import LoRA
 from clbench.method import Workbench
-from clbench.methods._decomposition import Decomposition
+from clbench.methods._decomposition import Decomposition, OpenDecomposition
 from clbench.methods.treelora.bandit import Bandit
 from clbench.methods.treelora.budget import merge_groups, merged, nearest_pair
 from clbench.methods.treelora.penalty import alignment_gradient, gradient_ratio, l1_gradient, l1_scale, ramp
@@ -33,12 +34,18 @@ class Guidance(Plugin):
     """
 
     def __init__(
-        self, method: TreeLoRA, bench: Workbench, lora: LoRA, decomposition: Decomposition | None = None
+        self,
+        method: TreeLoRA,
+        bench: Workbench,
+        lora: LoRA,
+        decomposition: Decomposition | OpenDecomposition | None = None,
     ) -> None:
         super().__init__()
         self.method, self.bench, self.lora, self.decomposition = method, bench, lora, decomposition
         self.downs = lora.downs()
-        self.past = torch.empty(0, len(self.downs), self.downs[0].numel(), device=bench.device)
+        self.numbers = max(down.numel() for down in self.downs)
+        """Of a layer; those of fewer are padded with zeros."""
+        self.past = torch.empty(0, len(self.downs), self.numbers, device=bench.device)
         """Displacements of the past tasks, what the penalty draws to."""
         self.signatures = self.past
         """What tree and bandit compare."""
@@ -106,7 +113,7 @@ class Guidance(Plugin):
                 pull = weight * alignment_gradient(moved, towards, strategy.loss.squeeze())
             for down, row in zip(self.downs, pull, strict=True):
                 assert down.grad is not None
-                down.grad += row.view_as(down)
+                down.grad += row[: down.numel()].view_as(down)
             if self.steps % RATIO_EVERY == 0:
                 self.ratio += gradient_ratio(pull, gradient)
 
@@ -139,10 +146,9 @@ class Guidance(Plugin):
             downs.append(layer.bank_down.index_select(0, arm)[0].requires_grad_())
             given[f"{names[layer]}.down"] = downs[-1]
             given[f"{names[layer]}.up"] = layer.bank_up.index_select(0, arm)[0]
-        with torch.autocast(strategy.device.type, torch.bfloat16, enabled=strategy.recipe.precision == "bfloat16"):
+        with strategy.autocast():
             logits = torch.func.functional_call(strategy.model, given, (strategy.mb_x,))
-        masked = logits.float().masked_fill(~strategy.allowed, float("-inf"))
-        loss = torch.nn.functional.cross_entropy(masked, strategy.mb_y)
+        loss = strategy.model.losses(logits.float(), strategy.mb_y, strategy.allowed).mean()
         return self._stacked(torch.autograd.grad(loss, downs))
 
     def after_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
@@ -195,7 +201,9 @@ class Guidance(Plugin):
         return self._stacked([down.detach() for down in self.downs])
 
     def _stacked(self, layers: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-        return torch.stack([layer.flatten() for layer in layers])
+        missing = [self.numbers - layer.numel() for layer in layers]
+        rows = [layer.flatten() for layer in layers]
+        return torch.stack([pad(row, (0, less)) if less else row for row, less in zip(rows, missing, strict=True)])
 
     def state(self) -> dict[str, Any]:
         """What is kept of the past tasks, and what is told of them."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from clbench.method import Resources, Workbench
 from clbench.method import Search as Range
-from clbench.methods._decomposition import Decomposition, TaskDecomposition, repeated_classes
+from clbench.methods._decomposition import TaskDecomposition, decomposition, repeated_classes, task_lora
 from clbench.methods.treelora.bandit import ExplorationUnit, Search
 from clbench.methods.treelora.guidance import Guidance
 from clbench.methods.treelora.tree import Similarity, Split
@@ -27,9 +27,11 @@ class TreeLoRA(TaskDecomposition):
     pulls one past task a layer, and the penalty draws A's displacement towards the pulled ones.
 
     `decomposition="hide"` is the paper's form for images: hidelora's LoRA a task, router and aligned
-    head, with the tree, the search and the penalty added and nothing else. "none" is the plain form:
-    one LoRA carried through all tasks, as for language models. With `penalty_weight=0` the weights equal
-    hidelora's, or in the plain form seqlora's, to the bit.
+    head, with the tree, the search and the penalty added and nothing else; text can be decomposed too,
+    by hidelora's router for it. "none" is the plain form, the paper's for language models, with λ = 0.5:
+    one LoRA carried through all tasks. Its layers are the LoRAs, two a block where Q and V are layers of
+    their own, so that the paper's depth of 8 is a `depth` of 4 blocks. With `penalty_weight=0` the weights
+    equal hidelora's, or in the plain form seqlora's, to the bit.
 
     Departures: the signature is the displacement everywhere (the released code keeps raw weights,
     which would favour the latest task of a carried adapter; `signature="reference"` does the same); a
@@ -91,6 +93,6 @@ class TreeLoRA(TaskDecomposition):
         """A LoRA and its guidance; the decomposition first, so that an adapter is kept before it is merged."""
         if self.decomposition == "none":
             return [Guidance(self, bench, bench.lora(self.depth))]
-        lora = bench.lora(self.depth or PAPER_DEPTH, ("k", "v"))
-        decomposition = Decomposition(self, bench, lora)
-        return [decomposition, Guidance(self, bench, lora, decomposition)]
+        lora = task_lora(bench, self.depth or PAPER_DEPTH)
+        around = decomposition(self, bench, lora)
+        return [around, Guidance(self, bench, lora, around)]

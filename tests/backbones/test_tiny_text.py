@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
@@ -34,6 +34,7 @@ def load(path: Path) -> LlamaForCausalLM:
     return model.eval()
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text())
 def test_a_text_survives_its_bytes(text: str) -> None:
     tokens = ByteTokenizer().encode(text)
@@ -118,15 +119,15 @@ def test_a_model_that_knows_nothing_loses_the_logarithm_of_its_vocabulary() -> N
 
 
 def test_pretraining_writes_weights_that_load_and_their_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = TinyLmRecipe(corpus_bytes=20_000, held_out_bytes=1_000, steps=30, batch_size=2, warmup_steps=5)
+    small = TinyLmRecipe(corpus_bytes=20_000, held_out_bytes=1_000, steps=15, batch_size=2, warmup_steps=5)
     monkeypatch.setattr(pretrain_lm, "TinyLmRecipe", lambda: small)
     lines: list[str] = []
     path = pretrain("tiny-lm", tmp_path, lines.append)
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert card["tokens_seen"] == 30 * 2 * CONTEXT_BYTES
-    assert card["held_out_nats_per_byte"] < 4.5  # log 259 is 5.6
-    assert lines[0].startswith("step 30/30  loss")
+    assert card["tokens_seen"] == 15 * 2 * CONTEXT_BYTES
+    assert card["held_out_nats_per_byte"] < 5.0  # log 259 is 5.6
+    assert lines[0].startswith("step 15/15  loss")
     assert set(card) == set(CARD)
     again = held_out_loss(load(path), packed(tiny_text.corpus(1_000, 1)))
     assert again == pytest.approx(card["held_out_nats_per_byte"], abs=1e-3)
@@ -138,9 +139,13 @@ def test_the_shipped_weights_are_the_ones_on_the_card() -> None:
     assert CARD["weights"] == sum(parameter.numel() for parameter in load(WEIGHTS_PATH).parameters()) <= 2_000_000
 
 
-def test_the_card_tells_todays_recipe_and_todays_corpus() -> None:
+def test_the_card_tells_todays_recipe() -> None:
+    assert CARD["recipe"] == json.loads(json.dumps(dataclasses.asdict(TinyLmRecipe())))
+
+
+@pytest.mark.slow
+def test_the_card_tells_todays_corpus() -> None:
     recipe = TinyLmRecipe()
-    assert CARD["recipe"] == json.loads(json.dumps(dataclasses.asdict(recipe)))
     assert CARD["corpus_sha256"] == corpus_sha256(tiny_text.corpus(recipe.corpus_bytes, recipe.seed))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,15 @@ from clbench.stream import Stream
 def _begin(method: Method, tasks: int = 3, seed: int = 0, stream: Stream | None = None) -> runner.Run:
     stream = stream or tiny.stream(tasks=tasks)
     cell = plan.cells(tiny.tiny, stream, [plan.Row(method, "", "")], [seed], 0, "cpu")[0]
+    return runner.Run(cell, stream, torch.device("cpu"), runner.Silent())
+
+
+def _begin_text(
+    method: Method, tasks: int = 2, seed: int = 0, stream: Stream | None = None, **recipe: Any
+) -> runner.Run:
+    stream = stream or tiny.text_stream(tasks=tasks)
+    row = plan.Row(method, "", "", tiny.tiny_text.recipe.model_copy(update={"epochs": 2, **recipe}))
+    cell = plan.cells(tiny.tiny_text, stream, [row], [seed], 0, "cpu")[0]
     return runner.Run(cell, stream, torch.device("cpu"), runner.Silent())
 
 
@@ -34,6 +44,12 @@ def _weights(run: runner.Run) -> dict[str, Tensor]:
 def begin() -> Callable[..., runner.Run]:
     """begin(method, tasks=3, seed=0, stream=None): a run that has learned nothing yet."""
     return _begin
+
+
+@pytest.fixture
+def begin_text() -> Callable[..., runner.Run]:
+    """begin_text(method, tasks=2, seed=0, stream=None, **recipe): the same on the tiny language model, two epochs."""
+    return _begin_text
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_references_are_the_gradients_of_each_task_s_loss(begin: Any, teach: Any
     plugin, model = run.plugins[0], run.model
     plugin.before_training_exp(run.strategy)
     plugin.memory.inputs[0], plugin.memory.targets[0] = plugin.memory.inputs[0][:3], plugin.memory.targets[0][:3]
-    plugin.kept = plugin.memory.stacked(run.device)
+    plugin.kept = plugin.memory.stacked()
     assert plugin.prepare(run.strategy)
     for task, reference in enumerate(plugin.references):
         model.zero_grad()

@@ -16,9 +16,9 @@ def test_by_hand() -> None:
     """Old (¾, ¼), new (½, ½) at T = 1: KL = ¾ ln 1.5 + ¼ ln ½; logits twice as large at T = 2 give 4 times that."""
     old, new = torch.tensor([[3.0, 1.0]]).log(), torch.zeros(1, 2)
     expected = 0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()
-    torch.testing.assert_close(distillation(old, new, 1.0), expected)
-    torch.testing.assert_close(distillation(2 * old, new, 2.0), 4 * expected)
-    twice = distillation(torch.cat([old, new]), torch.cat([new, new]), 1.0)
+    torch.testing.assert_close(distillation(old, new, torch.ones(1), 1.0), expected)
+    torch.testing.assert_close(distillation(2 * old, new, torch.ones(1), 2.0), 4 * expected)
+    twice = distillation(torch.cat([old, new]), torch.cat([new, new]), torch.ones(2), 1.0)
     torch.testing.assert_close(twice, expected / 2)  # the mean over the batch
 
 
@@ -28,7 +28,7 @@ def test_the_gradient_keeps_its_size_as_the_temperature_grows() -> None:
     new.requires_grad_()
     limit = ((new - new.mean()) - (old - old.mean())).detach() / 5
     for temperature in (50.0, 500.0):
-        gradient = torch.autograd.grad(distillation(old, new, temperature), new)[0]
+        gradient = torch.autograd.grad(distillation(old, new, torch.ones(1), temperature), new)[0]
         torch.testing.assert_close(gradient, limit, atol=5 / temperature, rtol=0)
 
 

@@ -15,15 +15,15 @@ from clbench.methods.seqlora import SeqLoRA
 def test_equals_the_loop_over_samples(begin: Any, teach: Any) -> None:
     run = teach(begin(MAS()), 0)
     model, task = run.model.eval(), tiny.stream().tasks[0]
-    inputs, _ = task.train.batch(torch.arange(0, 64, 2), run.device)
-    inputs = torch.cat([inputs, inputs[:5]])  # more than one chunk
+    inputs, targets = task.train.batch(torch.arange(0, 64, 2), run.device)
+    inputs, targets = torch.cat([inputs, inputs[:5]]), torch.cat([targets, targets[:5]])  # more than one chunk
     seen = torch.tensor([True, True, False, False, False, False])
     expected = torch.zeros(sum(p.numel() for p in model.trainable()))
     for x in inputs:
         model.zero_grad()
         model(x[None])[0, :2].square().sum().backward()
         expected += flat_gradient(model.trainable()).abs() / len(inputs)
-    torch.testing.assert_close(sensitivity(model, inputs, seen), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(sensitivity(model, inputs, targets, seen), expected, atol=1e-5, rtol=1e-4)
 
 
 class OneNumber(nn.Module):
@@ -39,9 +39,9 @@ class OneNumber(nn.Module):
 
 def test_opposite_gradients_do_not_cancel() -> None:
     model: Any = OneNumber()
-    inputs = torch.tensor([1.0, -1.0])
+    inputs, targets = torch.tensor([1.0, -1.0]), torch.zeros(2, dtype=torch.int64)
     assert torch.autograd.grad(model(inputs).square().mean(), model.theta)[0].item() == 0
-    assert sensitivity(model, inputs, torch.ones(1, dtype=torch.bool)).item() == 2
+    assert sensitivity(model, inputs, targets, torch.ones(1, dtype=torch.bool)).item() == 2
 
 
 def penalty_gradient(run: Any) -> Tensor:
@@ -69,8 +69,8 @@ def test_importance_adds_up_over_tasks_and_leaves_unseen_classes_free(begin: Any
     assert rows[:2].all()
     assert not rows[2:].any()
     teach(run, 1)
-    inputs, _ = task.train.batch(torch.arange(64), run.device)
-    second = sensitivity(run.model.eval(), inputs, torch.tensor([True] * 4 + [False] * 2))
+    inputs, targets = task.train.batch(torch.arange(64), run.device)
+    second = sensitivity(run.model.eval(), inputs, targets, torch.tensor([True] * 4 + [False] * 2))
     torch.testing.assert_close(plugin.importance, first + second, atol=1e-5, rtol=1e-4)
     assert torch.equal(plugin.centre, flat(run.model.trainable()))
 

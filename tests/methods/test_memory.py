@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chi2
 
 from clbench.errors import BadValue
-from clbench.methods._memory import LogitReservoir, TaskMemory, join, masked_cross_entropy, part
+from clbench.methods._memory import LogitReservoir, TaskMemory, join, part
 from clbench.stream import ImageSet
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def test_a_small_task_repeats_its_own_samples_but_they_do_not_count() -> None:
     memory, generator = TaskMemory(8), torch.Generator().manual_seed(0)
     memory.add(numbered(0, 2), generator)
     memory.add(numbered(20, 9), generator)
-    inputs, targets, present = memory.stacked(CPU)
+    inputs, targets, present = memory.stacked()
     assert present.tolist() == [[True, True, False, False], [True] * 4]
     assert targets.tolist() == [[0] * 4, [20] * 4]
     assert sorted(inputs[0].flatten().tolist()) == [0, 0, 1, 1]
@@ -96,6 +96,36 @@ def test_what_joins_a_batch_leaves_it_again() -> None:
     assert [column.tolist() for column in strategy.mbatch] == [[0, 1, 2], [10, 11, 12], [0, 0, 0]]
 
 
-def test_classes_not_allowed_do_not_compete() -> None:
-    logits, allowed = torch.tensor([[0.0, 0.0, 50.0]]), torch.tensor([True, True, False])
-    assert masked_cross_entropy(logits, torch.tensor([0]), allowed).item() == pytest.approx(0.6931, abs=1e-4)
+def text(rows: int, width: int, answer: int, first: int) -> dict[str, torch.Tensor]:
+    """Rows that hold nothing but their own number, as wide as they say."""
+    numbers = torch.arange(first, first + rows)
+    return {
+        "inputs": numbers[:, None, None].repeat(1, 2, width),
+        "targets": numbers[:, None].repeat(1, answer),
+        "logits": numbers[:, None, None].repeat(1, 3, answer).float(),
+    }
+
+
+def test_text_of_any_width_is_kept_and_comes_back_as_it_was() -> None:
+    reservoir, generator = LogitReservoir(6, CPU), torch.Generator().manual_seed(0)
+    reservoir.add(generator, **text(2, 5, 1, 1))
+    reservoir.add(generator, **text(2, 9, 3, 3))
+    reservoir.add(generator, **text(1, 4, 2, 5))
+    again = LogitReservoir(6, CPU)
+    again.load_state(reservoir.state())
+    widths = set()
+    for seed in range(20):
+        drawn = reservoir.draw(2, torch.Generator().manual_seed(seed))
+        same = again.draw(2, torch.Generator().manual_seed(seed))
+        assert all(torch.equal(drawn[name], same[name]) for name in drawn)
+        numbers = drawn["inputs"][:, 0, -1].tolist()
+        own = [(5, 1) if number < 3 else (9, 3) if number < 5 else (4, 2) for number in numbers]
+        assert drawn["inputs"].shape[-1] == max(width for width, _ in own)
+        assert drawn["targets"].shape[-1] == drawn["logits"].shape[-1] == max(answer for _, answer in own)
+        for row, (number, (width, answer)) in enumerate(zip(numbers, own, strict=True)):
+            assert drawn["inputs"][row, 1].tolist() == [0] * (drawn["inputs"].shape[-1] - width) + [number] * width
+            missing = drawn["targets"].shape[-1] - answer
+            assert drawn["targets"][row].tolist() == [-100] * missing + [number] * answer
+            assert drawn["logits"][row, 2].tolist() == [0.0] * missing + [float(number)] * answer
+        widths.add(drawn["inputs"].shape[-1])
+    assert len(widths) == 2

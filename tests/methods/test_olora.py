@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clbench.methods.olora import OLoRA, overlap
+from clbench.methods.olora import OLoRA, by_width, overlap
 
 NORMS = ("l1", "l2sq")
 
@@ -16,15 +16,15 @@ def orthonormal(seed: int, rows: int, width: int) -> Tensor:
     return torch.linalg.qr(square).Q.T[:rows]
 
 
-def one(matrix: Tensor) -> Tensor:
-    """`[layers, parts, rank, width]` of one layer and part."""
-    return matrix[None, None]
+def one(matrix: Tensor) -> list[Tensor]:
+    """The only stack, of one matrix."""
+    return [matrix[None]]
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_zero_where_and_only_where_the_rows_are_orthogonal(norm: Any) -> None:
     rows = orthonormal(0, 9, 12)
-    past = torch.stack([rows[:3], rows[3:6]])[None, :, None]  # two tasks
+    past = one(rows[:6])  # two tasks
     mix = torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert overlap(past, one(mix @ rows[6:]), norm).item() == pytest.approx(0, abs=1e-12)
     assert overlap(past, one(rows[6:] + 1e-3 * rows[4]), norm).item() > 1e-7
@@ -33,21 +33,18 @@ def test_zero_where_and_only_where_the_rows_are_orthogonal(norm: Any) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_rank_for_each_identical_orthonormal_pair(norm: Any) -> None:
     rows = orthonormal(2, 4, 10)
-    assert overlap(one(rows)[:, None], one(rows), norm).item() == pytest.approx(4)
-    twice = rows.expand(1, 2, 1, 4, 10)
-    assert overlap(twice, one(rows), norm).item() == pytest.approx(8)
+    assert overlap(one(rows), one(rows), norm).item() == pytest.approx(4)
+    assert overlap(one(rows.repeat(2, 1)), one(rows), norm).item() == pytest.approx(8)
 
 
-def test_tasks_layers_and_parts_are_not_mixed() -> None:
+def test_matrices_and_widths_are_not_mixed() -> None:
     generator = torch.Generator().manual_seed(3)
-    past, live = torch.randn(2, 3, 2, 4, 5, generator=generator), torch.randn(2, 2, 4, 5, generator=generator)
-    expected = sum(
-        (past[layer, task, part] @ live[layer, part].T).abs().sum()
-        for layer in range(2)
-        for task in range(3)
-        for part in range(2)
-    )
-    torch.testing.assert_close(overlap(past, live, "l1"), expected)
+    widths = (5, 7, 5)
+    past = [torch.randn(12, width, generator=generator) for width in widths]
+    live = [torch.randn(4, width, generator=generator) for width in widths]
+    expected = sum((before @ now.T).abs().sum() for before, now in zip(past, live, strict=True))
+    assert [stack.shape for stack in by_width(live)] == [(2, 4, 5), (1, 4, 7)]
+    torch.testing.assert_close(overlap(by_width(past), by_width(live), "l1"), expected)
 
 
 def penalty(run: Any) -> Tensor:

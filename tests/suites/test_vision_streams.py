@@ -216,8 +216,8 @@ EXPECTED = {
 def test_the_listed_streams(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(EXPECTED) == set(LAYOUTS)
 
-    def made(data: str, at: Path | None = None) -> Prepared:
-        assert at == Path("data")
+    def made(data: str, at: Path | None = None, *, short_side: int | None = None) -> Prepared:
+        assert (at, short_side) == (Path("data"), None)
         return prepared(100 if "cifar" in data else 7 if data == "pacs" else 200, 4 if data == "pacs" else 0, data)
 
     monkeypatch.setattr(cache, "open", made)
