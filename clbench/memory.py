@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clbench import backbones
+from clbench.backbones.language import LanguageModel
 from clbench.errors import NotAvailable
 from clbench.method import Method, Workbench
-from clbench.model import Classifier
 from clbench.padding import PROMPT
 from clbench.plan import Row
 from clbench.recipe import Recipe
@@ -28,7 +28,7 @@ from clbench.suite import Suite
 
 MIB = 2**20
 TITLE = "Memory in MiB, forecast from shapes; activations are an estimate for the longest rows of a micro-batch:"
-HEADS = (
+HEADS: tuple[str, ...] = (
     *("method", "weights", "adapters", "gradients", "optimiser", "activations", "together"),
     *("answering", "kept rows", "growth a task"),
 )
@@ -138,7 +138,7 @@ def _optimiser(trained: Sequence[nn.Parameter], recipe: Recipe) -> int:
     return 2 * _bytes(trained) + torch.float32.itemsize * len(trained)
 
 
-def _activations(model: Classifier, recipe: Recipe, rows: int, tokens: int) -> int:
+def _activations(model: LanguageModel, recipe: Recipe, rows: int, tokens: int) -> int:
     """What one pass keeps for the gradient; with checkpointing each block's input, and once what a block keeps."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         _on_the_processor(model)
@@ -158,11 +158,11 @@ def _activations(model: Classifier, recipe: Recipe, rows: int, tokens: int) -> i
 
 def _on_the_processor(model: nn.Module) -> None:
     """Give the tensors, which are nowhere, a device on which passes are made as they will be."""
-    made: dict[int, Tensor] = {}
+    made: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        for name, tensor in module.named_parameters(recurse=False):
-            key = tensor.untyped_storage()._cdata
-            made.setdefault(key, nn.Parameter(torch.empty(tensor.shape, dtype=tensor.dtype), tensor.requires_grad))
+        for name, old in module.named_parameters(recurse=False):
+            key = old.untyped_storage()._cdata
+            made.setdefault(key, nn.Parameter(torch.empty(old.shape, dtype=old.dtype), old.requires_grad))
             module._parameters[name] = made[key]
     for module in model.modules():
         for name, tensor in module.named_buffers(recurse=False):
@@ -170,7 +170,7 @@ def _on_the_processor(model: nn.Module) -> None:
             module._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype) if twin is None else twin.detach()
 
 
-def _lose(model: Classifier, recipe: Recipe, rows: int, tokens: int, seen: _Seen) -> None:
+def _lose(model: LanguageModel, recipe: Recipe, rows: int, tokens: int, seen: _Seen) -> None:
     """A pass over rows of `tokens` tokens and their loss, as a strategy makes them."""
     inputs = torch.full((rows, 2, tokens), PROMPT)
     targets = torch.zeros(rows, recipe.answer_tokens, dtype=torch.int64)

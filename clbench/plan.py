@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from clbench.errors import BadValue
 from clbench.method import Method
 from clbench.protocol import Protocol, digest
 from clbench.recipe import Recipe
@@ -104,6 +105,11 @@ def cells(
     """Every row with every seed, seed by seed, so that a table is balanced at any time."""
     card = suite.protocol(stream, order_seed)
     rows = list(rows)
+    if order_seed and any((row.recipe or suite.recipe).task_epochs for row in rows):
+        raise BadValue(
+            f"recipe.task_epochs counts passes in the natural order of the tasks, and the order seed {order_seed} "
+            "shuffles them; add --set recipe.epochs=N, and name with --method those to run where a row has its own."
+        )
     return [
         Cell(
             suite=replace(suite, recipe=row.recipe or suite.recipe),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clbench.methods._statistics import kmeans
 
-RIDGE = 0.1
+RIDGE = 0.01
 """Added to the variances, in units of their mean: there are more features than questions to learn them from."""
 
 

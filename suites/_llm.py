@@ -76,8 +76,9 @@ def notes(stream: Stream) -> tuple[str, ...]:
     """What the tasks say of their rows, for the protocol card."""
     from clbench.stream import TextSet
 
-    sets = [task.train for task in stream if isinstance(task.train, TextSet)]
-    return tuple(f"{part.task.name}: {note}" for part in sets for note in part.task.notes)
+    parts = (task.train for task in stream)
+    tasks = [part.task for part in parts if isinstance(part, TextSet)]
+    return tuple(f"{task.name}: {note}" for task in tasks for note in task.notes)
 
 
 def folder(data: str, files: Files) -> Path:

@@ -14,6 +14,7 @@ from clbench.errors import UnknownName
 if TYPE_CHECKING:
     import torch
 
+    from clbench.backbones.language import LanguageModel
     from clbench.model import Classifier
 
 CONTENTS: dict[str, Entry] = {
@@ -97,7 +98,7 @@ def build(name: str, classes: int, seed: int, *, normalisation: str = "none", we
     return _source(name).build(classes, seed, normalisation=normalisation, weights=weights)
 
 
-def outline(name: str, precision: torch.dtype) -> Classifier | None:
+def outline(name: str, precision: torch.dtype) -> LanguageModel | None:
     """The backbone called `name` without its weights, which are never read: for the tensors of PyTorch's fake mode.
 
     None where its source has no outline. Raises NotAvailable where not even its configuration can be had.

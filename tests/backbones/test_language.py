@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,18 +11,10 @@ from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
     BloomConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
     GPTBigCodeConfig,
     GPTNeoXConfig,
-    LlamaConfig,
     MambaConfig,
-    MistralConfig,
-    Phi3Config,
-    PhiConfig,
     PreTrainedConfig,
-    Qwen2Config,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
@@ -33,113 +23,56 @@ from clbench.adapters import lora
 from clbench.backbones.language import LanguageModel
 from clbench.backbones.reading import Bytes, Lessons, Limits
 from clbench.errors import BadValue
-from clbench.model import Prefixes
-from clbench.padding import ANSWER, IGNORED, NOTHING, PROMPT
+from clbench.padding import ANSWER, IGNORED, PROMPT
 from clbench.recipe import Recipe
 from clbench.stream import ImageSet, Stream, Task, TextSet
 from clbench.text import Row, TextTask
 from clbench.tiny import stream, text_stream
 
 CPU = torch.device("cpu")
-SIZES: dict[str, Any] = {"vocab_size": 259, "num_hidden_layers": 2, "num_attention_heads": 4}
-WIDE = {**SIZES, "hidden_size": 16, "intermediate_size": 24, "initializer_range": 0.3, "max_position_embeddings": 64}
-SPECIAL: dict[str, Any] = {"pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
-TWO_KINDS = ["sliding_attention", "full_attention"]
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**WIDE, num_key_value_heads=2),
-    "mistral": MistralConfig(**WIDE, num_key_value_heads=2, sliding_window=None),
-    "mistral with a window": MistralConfig(**WIDE, num_key_value_heads=2, sliding_window=4),
-    "gemma 2": Gemma2Config(
-        **WIDE, num_key_value_heads=2, head_dim=8, sliding_window=4, layer_types=TWO_KINDS, attn_logit_softcapping=1.0
-    ),
-    "gemma 3": Gemma3TextConfig(**WIDE, num_key_value_heads=2, head_dim=8, sliding_window=4, layer_types=TWO_KINDS),
-    "qwen 2": Qwen2Config(**WIDE, num_key_value_heads=2),
-    "phi": PhiConfig(**WIDE),
-    "phi 3": Phi3Config(**WIDE, num_key_value_heads=2, **SPECIAL),
-    "gpt-2": GPT2Config(vocab_size=259, n_layer=2, n_head=4, n_embd=16, n_positions=64, initializer_range=0.3),
-}
-DRAWN: dict[str, Any] = {}
-
-
-def body(name: str) -> Any:
-    """A small model of transformers with random weights, its biases too."""
-    if name not in DRAWN:
-        torch.manual_seed(0)
-        DRAWN[name] = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
-        for path, parameter in DRAWN[name].named_parameters():
-            if path.endswith("bias"):
-                nn.init.normal_(parameter, std=0.3)
-    return copy.deepcopy(DRAWN[name])
-
-
-def language_model(name: str = "llama") -> LanguageModel:
-    return LanguageModel(body(name), Bytes())
-
-
-def aligned(rows: Sequence[Sequence[int]], answers: Sequence[int]) -> Tensor:
-    """Rows that end together, the last tokens of each an answer, `[batch, 2, width]`."""
-    width = max(map(len, rows))
-    inputs = torch.full((len(rows), 2, width), NOTHING)
-    for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        inputs[i, 0, width - len(row) :] = torch.tensor(row)
-        inputs[i, 1, width - len(row) :] = PROMPT
-        inputs[i, 1, width - answer :] = ANSWER
-    return inputs
-
-
-def drawn_rows(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
-    draws = torch.Generator().manual_seed(seed)
-    return [torch.randint(256, (length,), generator=draws).tolist() for length in lengths]
-
-
-ROWS = drawn_rows([5, 12, 9])
-BATCH = aligned(ROWS, [2, 3, 1])
-
-
 # what a pass computes
 
 
-@pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_logits_of_a_padded_batch_are_transformers_own_of_each_row_alone(name: str) -> None:
-    model, theirs = language_model(name), body(name)
+def test_logits_of_a_padded_batch_are_transformers_own_of_each_row_alone(lab: Any, name: str) -> None:
+    model, theirs = lab.model(name), lab.body(name)
     model.span = 3
-    ours = model(BATCH)
+    ours = model(lab.batch)
     assert ours.shape == (3, 3, 259)
-    for i, row in enumerate(ROWS):
+    for i, row in enumerate(lab.rows):
         expected = theirs(input_ids=torch.tensor([row])).logits[0, -4:-1]
         assert expected.std() > 0.05
         torch.testing.assert_close(ours[i], expected, atol=2e-5, rtol=1e-5)
 
 
-def test_the_window_is_shorter_than_the_text() -> None:
+def test_the_window_is_shorter_than_the_text(lab: Any) -> None:
     """Otherwise the test above would not see a window at all."""
     torch.manual_seed(0)
     with torch.no_grad():
-        windowed, whole = body("mistral with a window"), body("mistral")
+        windowed, whole = lab.body("mistral with a window"), lab.body("mistral")
         whole.load_state_dict(windowed.state_dict())
-        row = torch.tensor([ROWS[1]])
+        row = torch.tensor([lab.rows[1]])
         assert not torch.allclose(windowed(row).logits, whole(row).logits, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma 2", "gpt-2"])
 @torch.no_grad()
-def test_features_look_at_the_question_alone(name: str) -> None:
-    model = language_model(name)
-    found = model.features(BATCH)
+def test_features_look_at_the_question_alone(lab: Any, name: str) -> None:
+    model = lab.model(name)
+    found = model.features(lab.batch)
     assert found.shape == (3, 16)
-    questions = [row[: len(row) - answer] for row, answer in zip(ROWS, [2, 3, 1], strict=True)]
+    questions = [row[: len(row) - answer] for row, answer in zip(lab.rows, [2, 3, 1], strict=True)]
     for i, question in enumerate(questions):
-        torch.testing.assert_close(model.features(aligned([question], [0]))[0], found[i], atol=1e-5, rtol=1e-5)
-        hidden = body(name).base_model(input_ids=torch.tensor([question])).last_hidden_state
+        torch.testing.assert_close(model.features(lab.aligned([question], [0]))[0], found[i], atol=1e-5, rtol=1e-5)
+        hidden = lab.body(name).base_model(input_ids=torch.tensor([question])).last_hidden_state
         torch.testing.assert_close(found[i], hidden[0].mean(0), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model.query(BATCH), found)
+    torch.testing.assert_close(model.query(lab.batch), found)
 
 
 # where adapters go
 
 
-def seen_by_attention(model: LanguageModel) -> dict[str, Tensor]:
+def seen_by_attention(lab: Any, model: LanguageModel) -> dict[str, Tensor]:
     """Queries, keys and values that reach the first block's attention."""
     caught: list[dict[str, Tensor]] = []
 
@@ -152,18 +85,17 @@ def seen_by_attention(model: LanguageModel) -> dict[str, Tensor]:
     for attention in model.attentions:
         attention.plain_attention = "spy"
     with torch.no_grad():
-        model(BATCH)
+        model(lab.batch)
     for attention in model.attentions:
         attention.plain_attention = before
     return caught[0]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_sites_are_exactly_the_rows_of_a_projection(name: str) -> None:
-    whole = seen_by_attention(language_model(name))
+def test_sites_are_exactly_the_rows_of_a_projection(lab: Any, name: str) -> None:
+    whole = seen_by_attention(lab, lab.model(name))
     assert all(part.abs().max() > 0 for part in whole.values())
     for projection in "qkv":
-        model = language_model(name)
+        model = lab.model(name)
         site = model.sites((projection,))[0]
         assert (site.block, list(site.parts)) == (0, [projection])
         layer, (first, last) = model.get_submodule(site.path), site.parts[projection]
@@ -172,33 +104,32 @@ def test_sites_are_exactly_the_rows_of_a_projection(name: str) -> None:
             layer.weight[first:last] = 0
             if layer.bias is not None:
                 layer.bias[first:last] = 0
-        changed = seen_by_attention(model)
+        changed = seen_by_attention(lab, model)
         assert changed[projection].abs().max() == 0
         for other in set("qkv") - {projection}:
             assert torch.equal(changed[other], whole[other])
 
 
-def test_sites_come_block_by_block_and_fused_projections_share_one() -> None:
-    apart, fused = language_model("llama"), language_model("phi 3")
+def test_sites_come_block_by_block_and_fused_projections_share_one(lab: Any) -> None:
+    apart, fused = lab.model("llama"), lab.model("phi 3")
     assert [(site.block, *site.parts) for site in apart.sites(("v", "q"))] == [(0, "q"), (0, "v"), (1, "q"), (1, "v")]
     assert [(site.block, *site.parts) for site in fused.sites(("v", "q"))] == [(0, "q", "v"), (1, "q", "v")]
     assert fused.sites(("q", "k", "v"))[0].parts == {"q": (0, 16), "k": (16, 24), "v": (24, 32)}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_fresh_lora_changes_nothing_and_gets_gradients(name: str) -> None:
-    model = language_model(name)
+def test_a_fresh_lora_changes_nothing_and_gets_gradients(lab: Any, name: str) -> None:
+    model = lab.model(name)
     with torch.no_grad():
-        before = model(BATCH)
+        before = model(lab.batch)
     adapters = lora.attach(model, ("q", "v"), 2, 2.0, torch.Generator().manual_seed(0))
-    after = model(BATCH)
+    after = model(lab.batch)
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
     after.square().sum().backward()
     assert all(layer.up.grad is not None and layer.up.grad.abs().sum() > 0 for layer in adapters.layers)
 
 
-def test_gpt_2_has_linear_layers_like_all_others() -> None:
-    model = language_model("gpt-2")
+def test_gpt_2_has_linear_layers_like_all_others(lab: Any) -> None:
+    model = lab.model("gpt-2")
     assert not [module for module in model.modules() if isinstance(module, Conv1D)]
     assert model.feed_forwards()[0] == ("body.transformer.h.0.ln_2", "body.transformer.h.0.mlp")
 
@@ -215,8 +146,8 @@ def test_an_architecture_without_the_attention_interface_is_refused(config: PreT
         LanguageModel(AutoModelForCausalLM.from_config(config), Bytes())
 
 
-def test_a_kind_of_layer_whose_mask_is_unknown_is_refused() -> None:
-    strange = body("gemma 2")
+def test_a_kind_of_layer_whose_mask_is_unknown_is_refused(lab: Any) -> None:
+    strange = lab.body("gemma 2")
     strange.config.layer_types = ["chunked_attention", "full_attention"]
     with pytest.raises(BadValue, match="layers of the kind 'chunked_attention'"):
         LanguageModel(strange, Bytes())
@@ -236,9 +167,9 @@ def test_projections_whose_rows_are_unknown_are_refused(config: PreTrainedConfig
         model.sites(("q",))
 
 
-def test_an_unknown_projection_is_refused() -> None:
+def test_an_unknown_projection_is_refused(lab: Any) -> None:
     with pytest.raises(BadValue, match="no projection called 'x' in a language model; choose of q, k, v, o"):
-        language_model().sites(("q", "x"))
+        lab.model().sites(("q", "x"))
 
 
 # learning
@@ -247,9 +178,9 @@ TARGETS = torch.tensor([[IGNORED, 7, 258], [5, 6, 258], [IGNORED, IGNORED, 258]]
 EVERYTHING = torch.ones(259, dtype=torch.bool)
 
 
-def test_a_loss_is_the_mean_over_the_answers_tokens() -> None:
+def test_a_loss_is_the_mean_over_the_answers_tokens(lab: Any) -> None:
     logits = torch.randn(3, 4, 259, generator=torch.Generator().manual_seed(0))
-    found = language_model().losses(logits, TARGETS, EVERYTHING)
+    found = lab.model().losses(logits, TARGETS, EVERYTHING)
     chances = logits[:, 1:].log_softmax(-1)
     by_hand = [
         -(chances[0, 1, 7] + chances[0, 2, 258]) / 2,
@@ -259,12 +190,12 @@ def test_a_loss_is_the_mean_over_the_answers_tokens() -> None:
     torch.testing.assert_close(found, torch.stack(by_hand))
 
 
-def test_losses_do_not_depend_on_how_a_batch_is_cut() -> None:
-    model = language_model()
+def test_losses_do_not_depend_on_how_a_batch_is_cut(lab: Any) -> None:
+    model = lab.model()
     model.span = 3
-    whole = model.losses(model(BATCH), TARGETS, EVERYTHING)
+    whole = model.losses(model(lab.batch), TARGETS, EVERYTHING)
     for first, last in ((0, 1), (1, 3)):
-        piece = model.losses(model(BATCH[first:last]), TARGETS[first:last], EVERYTHING)
+        piece = model.losses(model(lab.batch[first:last]), TARGETS[first:last], EVERYTHING)
         torch.testing.assert_close(piece, whole[first:last])
 
 
@@ -275,8 +206,8 @@ def text_task(name: str, answer: str, prompt: str = "1+1=", cap: int = 4) -> Tex
     )
 
 
-def test_the_span_grows_with_the_answers_and_never_shrinks() -> None:
-    model = language_model()
+def test_the_span_grows_with_the_answers_and_never_shrinks(lab: Any) -> None:
+    model = lab.model()
     read = model.read(Stream.of_text([text_task("a", "two"), text_task("b", "x"), text_task("c", "twenty")]), Recipe())
     spans = []
     for task in read:
@@ -285,22 +216,22 @@ def test_the_span_grows_with_the_answers_and_never_shrinks() -> None:
     assert spans == [4, 4, 7]  # with the closing token
 
 
-def test_text_longer_than_the_context_is_refused_with_the_numbers() -> None:
+def test_text_longer_than_the_context_is_refused_with_the_numbers(lab: Any) -> None:
     long = Stream.of_text([text_task("long", "two", prompt="1" * 60)])
     with pytest.raises(BadValue, match="task 'long' with its answer may have 65 tokens, and the model reads 64"):
-        language_model().read(long, Recipe())
-    read = language_model().read(long, Recipe(prompt_tokens=32))
+        lab.model().read(long, Recipe())
+    read = lab.model().read(long, Recipe(prompt_tokens=32))
     assert read.tasks[0].test.batch(torch.tensor([0]), CPU)[0].shape == (1, 2, 32)
 
 
-def test_images_are_refused() -> None:
+def test_images_are_refused(lab: Any) -> None:
     with pytest.raises(BadValue, match="a language model reads text"):
-        language_model().read(stream(), Recipe())
+        lab.model().read(stream(), Recipe())
 
 
-def adapted(name: str = "llama") -> tuple[LanguageModel, list[nn.Parameter]]:
+def adapted(lab: Any, name: str = "llama") -> tuple[LanguageModel, list[nn.Parameter]]:
     """A model with a LoRA that changes something."""
-    model = language_model(name)
+    model = lab.model(name)
     adapters = lora.attach(model, ("q", "v"), 2, 2.0, torch.Generator().manual_seed(0))
     draws = torch.Generator().manual_seed(1)
     for layer in adapters.layers:
@@ -310,15 +241,15 @@ def adapted(name: str = "llama") -> tuple[LanguageModel, list[nn.Parameter]]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma 2", "phi 3"])
-def test_computing_activations_again_gives_equal_gradients(name: str) -> None:
+def test_computing_activations_again_gives_equal_gradients(lab: Any, name: str) -> None:
     found = []
     for checkpointing in (False, True):
-        model, parameters = adapted(name)
+        model, parameters = adapted(lab, name)
         model.read(Stream.of_text([text_task("a", "two")]), Recipe(checkpointing=checkpointing))
         model.train()
         calls: list[int] = []
         model.blocks[0][1].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        model.losses(model(BATCH), TARGETS, EVERYTHING).mean().backward()
+        model.losses(model(lab.batch), TARGETS, EVERYTHING).mean().backward()
         assert len(calls) == 1 + checkpointing
         found.append([parameter.grad for parameter in parameters])
     for plain, again in zip(*found, strict=True):
@@ -327,8 +258,8 @@ def test_computing_activations_again_gives_equal_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral with a window", "gemma 2", "gemma 3", "qwen 2", "phi 3"])
-def test_gradients_of_each_sample_by_a_function_transform_equal_a_loop(name: str) -> None:
-    model, _ = adapted(name)
+def test_gradients_of_each_sample_by_a_function_transform_equal_a_loop(lab: Any, name: str) -> None:
+    model, _ = adapted(lab, name)
     own = {path: p.detach() for path, p in model.named_parameters() if p.requires_grad}
 
     def loss(parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
@@ -336,209 +267,28 @@ def test_gradients_of_each_sample_by_a_function_transform_equal_a_loop(name: str
         return model.losses(logits, targets[None], EVERYTHING)[0]
 
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be batched
-        at_once = vmap(grad(loss), in_dims=(None, 0, 0))(own, BATCH, TARGETS)
-    for i in range(len(BATCH)):
-        alone = grad(loss)(own, BATCH[i], TARGETS[i])
+        at_once = vmap(grad(loss), in_dims=(None, 0, 0))(own, lab.batch, TARGETS)
+    for i in range(len(lab.batch)):
+        alone = grad(loss)(own, lab.batch[i], TARGETS[i])
         for path in own:
             torch.testing.assert_close(at_once[path][i], alone[path], atol=1e-5, rtol=1e-4)
 
 
-def test_bfloat16_rounds_and_changes_nothing_else() -> None:
-    exact, rough = adapted()[0], adapted()[0]
+def test_bfloat16_rounds_and_changes_nothing_else(lab: Any) -> None:
+    exact, rough = adapted(lab)[0], adapted(lab)[0]
     rough.read(Stream.of_text([text_task("a", "two")]), Recipe(precision="bfloat16"))
     assert {p.dtype for p in rough.body.parameters() if not p.requires_grad} == {torch.bfloat16}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        logits, features = rough(BATCH), rough.features(BATCH)
+        logits, features = rough(lab.batch), rough.features(lab.batch)
     assert logits.dtype == torch.bfloat16
     assert features.dtype == torch.float32
-    expected = exact(BATCH)
+    expected = exact(lab.batch)
     assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-# answering
-
-
-NEVER = 999
-"""No token at all."""
-
-
-def ending_at(model: LanguageModel, token: int) -> None:
-    model.tokenizer.end = token
-
-
-def greedy(name: str, row: Sequence[int], cap: int, end: int) -> list[int]:
-    """What transformers' own generation answers, without the closing token."""
-    words = torch.tensor([row])
-    found = body(name).generate(
-        words,
-        attention_mask=torch.ones_like(words),
-        do_sample=False,
-        max_new_tokens=cap,
-        eos_token_id=end,
-        pad_token_id=256,
-    )
-    said = found[0, len(row) :].tolist()
-    return said[: said.index(end)] if end in said else said
-
-
-def tokens(answers: Tensor) -> list[list[int]]:
-    return [[token for token in row if token >= 0] for row in answers.tolist()]
-
-
-QUESTIONS = drawn_rows([3 + i % 11 for i in range(32)], seed=1)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_answers_are_those_of_transformers_own_generation_in_any_company(name: str) -> None:
-    model = language_model(name)
-    caps = torch.tensor([1 + i % 8 for i in range(32)])
-    together = aligned(QUESTIONS, [0] * 32)
-    ending_at(model, tokens(model.reply(together, caps)[0])[7][2])  # one that is said, so that some answers end early
-    answers, margins = model.reply(together, caps)
-    assert (margins > 1e-5).sum() >= 30
-    found = tokens(answers)
-    assert any(len(said) < cap for said, cap in zip(found, caps.tolist(), strict=True))
-    for i, question in enumerate(QUESTIONS):
-        if margins[i] <= 1e-5:
-            continue
-        assert found[i] == greedy(name, question, int(caps[i]), model.tokenizer.end)
-        alone, margin = model.reply(aligned([question], [0]), caps[i : i + 1])
-        assert tokens(alone) == [found[i]]
-        torch.testing.assert_close(margin[0], margins[i], atol=1e-4, rtol=1e-4)
-
-
-def test_each_answer_keeps_to_its_own_greatest_length() -> None:
-    model = language_model()
-    ending_at(model, NEVER)
-    inputs = aligned(QUESTIONS[:3], [0] * 3)
-    longest, _ = model.reply(inputs, torch.tensor([6, 6, 6]))
-    mixed, _ = model.reply(inputs, torch.tensor([6, 2, 1]))
-    assert [len(said) for said in tokens(mixed)] == [6, 2, 1]
-    assert tokens(mixed) == [said[:cap] for said, cap in zip(tokens(longest), (6, 2, 1), strict=True)]
-
-
-@pytest.fixture
-def passes() -> Callable[[LanguageModel], list[int]]:
-    """model -> how many tokens each pass through its body has from now on."""
-
-    def watched(model: LanguageModel) -> list[int]:
-        widths: list[int] = []
-
-        def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            given = kwargs.get("input_ids")
-            widths.append((kwargs["inputs_embeds"] if given is None else given).shape[1])
-
-        model.body.register_forward_pre_hook(note, with_kwargs=True)
-        return widths
-
-    return watched
-
-
-def test_a_question_is_read_once_and_no_pass_is_made_for_nothing(passes: Callable[[LanguageModel], list[int]]) -> None:
-    model = language_model()
-    ending_at(model, NEVER)
-    widths = passes(model)
-    inputs = aligned(QUESTIONS[:4], [0] * 4)
-    model.reply(inputs, torch.tensor([3, 1, 5, 2]))
-    assert widths == [inputs.shape[2], 1, 1, 1, 1]
-
-
-def test_answering_stops_when_all_answers_have_ended(passes: Callable[[LanguageModel], list[int]]) -> None:
-    model = language_model()
-    inputs = aligned(QUESTIONS[:1], [0])
-    said = tokens(model.reply(inputs, torch.tensor([40]))[0])[0]
-    ending_at(model, said[3])
-    widths = passes(model)
-    answers, _ = model.reply(inputs, torch.tensor([40]))
-    end = said.index(said[3])
-    assert tokens(answers) == [said[:end]]
-    assert len(widths) == end + 1
-
-
-def test_the_closing_token_is_no_part_of_an_answers_text() -> None:
-    model = language_model()
-    ending_at(model, NEVER)
-    inputs = aligned([[257, *b"one plus one is"]], [0])
-    said = tokens(model.reply(inputs, torch.tensor([5]))[0])[0]
-    ending_at(model, said[2])
-    (words,) = model.words(model.reply(inputs, torch.tensor([5]))[0])
-    assert words == Bytes().decode(said[: said.index(said[2])])
-    assert model.words(torch.tensor([[72, 105, IGNORED], [IGNORED, IGNORED, IGNORED]])) == ["Hi", ""]
-
-
-def behind_query(tokens: Tensor, query: Tensor) -> Tensor:
-    return torch.stack([query, -query], dim=1) * 2
-
-
-def prefixes_of_query(tokens: Tensor, query: Callable[[], Tensor]) -> Prefixes:
-    asked = query()[:, None, :8]  # two heads of four share their keys
-    return Prefixes(behind_query(tokens, query()), {1: (asked * 3, asked - 1)})
-
-
-def teach_prompts(model: LanguageModel) -> None:
-    model.prompter = behind_query
-
-
-def teach_prefixes(model: LanguageModel) -> None:
-    model.prefixer = prefixes_of_query
-
-
-def by_whole_passes(model: LanguageModel, question: Sequence[int], count: int) -> list[int]:
-    """Greedy tokens, each from a pass over all that was said so far."""
-    said: list[int] = []
-    for _ in range(count):
-        inputs = aligned([[*question, *said, 0]], [len(said) + 1])
-        said.append(int(model(inputs)[0, -1].argmax()))
-    return said
-
-
-@pytest.mark.parametrize("teach", [teach_prompts, teach_prefixes])
-@torch.no_grad()
-def test_prompts_and_prefixes_last_through_an_answer(teach: Callable[[LanguageModel], None]) -> None:
-    model = language_model()
-    ending_at(model, NEVER)
-    inputs, caps = aligned(QUESTIONS[:6], [0] * 6), torch.full((6,), 6)
-    plain, _ = model.reply(inputs, caps)
-    teach(model)
-    answers, margins = model.reply(inputs, caps)
-    assert margins.min() > 1e-4
-    assert tokens(answers) == [by_whole_passes(model, question, 6) for question in QUESTIONS[:6]]
-    assert tokens(answers) != tokens(plain)
-    model.prompter = model.prefixer = None
-    assert torch.equal(model.reply(inputs, caps)[0], plain)
-
-
-def test_sampled_answers_depend_on_the_seed_alone_and_are_never_clear() -> None:
-    model = language_model()
-    model.read(Stream.of_text([text_task("a", "two")]), Recipe(temperature=1.5))
-    inputs, caps = aligned(QUESTIONS, [0] * 32), torch.full((32,), 5)
-
-    def drawn(seed: int) -> tuple[Tensor, Tensor]:
-        torch.manual_seed(seed)
-        return model.reply(inputs, caps)
-
-    (first, margins), (again, _), (other, _) = drawn(0), drawn(0), drawn(1)
-    assert torch.equal(first, again)
-    assert tokens(first) != tokens(other)
-    assert not margins.any()
-
-
-def test_a_low_temperature_is_nearly_greedy() -> None:
-    model = language_model()
-    inputs, caps = aligned(QUESTIONS, [0] * 32), torch.full((32,), 5)
-    greedy_answers, margins = model.reply(inputs, caps)
-    model.temperature = 1e-3
-    sampled, _ = model.reply(inputs, caps)
-    clear = margins > 0.05
-    assert clear.sum() > 10
-    assert [s for s, c in zip(tokens(sampled), clear, strict=True) if c] == [
-        g for g, c in zip(tokens(greedy_answers), clear, strict=True) if c
-    ]
-
-
-def test_lessons_and_questions_fit_the_model() -> None:
+def test_lessons_and_questions_fit_the_model(lab: Any) -> None:
     """What `read` makes is what a pass takes."""
-    model = language_model()
+    model = lab.model()
     task = model.read(text_stream(tasks=1), Recipe()).tasks[0]
     model.begin(task)
     inputs, targets = task.train.batch(torch.arange(4), CPU)
@@ -550,7 +300,7 @@ def test_lessons_and_questions_fit_the_model() -> None:
     assert answers.shape[1] <= 2
 
 
-def test_a_question_and_its_answer_are_one_text_for_the_model() -> None:
+def test_a_question_and_its_answer_are_one_text_for_the_model(lab: Any) -> None:
     rows = (Row("ab", "cd"),)
     task = TextTask(name="a", kind="label", prefix="", cue="", answer_tokens=4, train=rows, validation=rows, test=rows)
     inputs, targets = Lessons(TextSet(rows, task), Bytes(), Limits(8, 8)).batch(torch.tensor([0]), CPU)
@@ -558,7 +308,7 @@ def test_a_question_and_its_answer_are_one_text_for_the_model() -> None:
     assert targets.tolist() == [[*b"cd", 258]]
 
 
-def test_a_vision_task_is_no_text() -> None:
+def test_a_vision_task_is_no_text(lab: Any) -> None:
     pictures = ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1))
     with pytest.raises(BadValue):
-        language_model().read(Stream((Task("a", pictures, pictures, pictures, (0,)),)), Recipe())
+        lab.model().read(Stream((Task("a", pictures, pictures, pictures, (0,)),)), Recipe())

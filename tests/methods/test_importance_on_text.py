@@ -75,9 +75,7 @@ def test_the_fisher_is_that_of_single_samples(chunk: int, begin_text: Any, teach
     assert found.any()
 
 
-def test_sampled_tokens_stand_where_the_true_ones_do(
-    begin_text: Any, teach: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sampled_tokens_stand_where_true_ones_do(begin_text: Any, teach: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
 
     def note(model: Any, inputs: Tensor, targets: Tensor, *rest: Any) -> Tensor:

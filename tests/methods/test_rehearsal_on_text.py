@@ -113,7 +113,7 @@ def tokens_of(run: Any, task: int, places: range) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_after_a_task_comes_one_pass_over_the_first_tenth_of_the_past(
+def test_after_a_task_comes_one_pass_over_the_first_tenth_of_past_ones(
     schedule: str, begin_text: Any, teach: Any
 ) -> None:
     method = Replay(flavour="after", buffer_samples=24)
@@ -176,7 +176,7 @@ def test_replay_forgets_less_than_none(begin_text: Any, teach: Any) -> None:
         inputs, targets = run.stream.tasks[0].train.batch(torch.arange(32, 64), CPU)
         with torch.no_grad():
             past.append(run.model.losses(run.model.eval()(inputs), targets, run.strategy.allowed).mean().item())
-    assert max(past[1:]) < 0.5 * past[0], past
+    assert max(past[1:]) < past[0] - 0.1, past
 
 
 def test_the_largest_logits_by_hand() -> None:

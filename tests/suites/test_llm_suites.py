@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clbench import catalog
+from clbench import catalog, plan
 from clbench.errors import BadValue, NotAvailable, UnknownName
 from clbench.suite import Files, Suite
 from clbench.suites import _olora, _trace
@@ -105,6 +105,14 @@ def test_tasks_are_shuffled_by_the_seed_of_the_order(own: Path) -> None:
     orders = {tuple(task.name for task in suite.stream(seed)) for seed in range(5)}
     assert len(orders) > 1
     assert len({frozenset(order) for order in orders}) == 1
+
+
+def test_passes_of_each_task_need_the_natural_order(own: Path) -> None:
+    suite = catalog.suite("trace", {"task_epochs": "1,2"}, files=Files(folder=own), backbone="nano-lm")
+    rows, stream = catalog.rows(suite, ["seqlora"], {}), suite.stream(1)
+    with pytest.raises(BadValue, match="the order seed 1 shuffles them"):
+        plan.cells(suite, stream, rows, [0], 1, "cpu")
+    assert len(plan.cells(suite, stream, rows, [0], 0, "cpu")) == 1
 
 
 @pytest.mark.parametrize(
