@@ -38,12 +38,17 @@ def report(
 
 def _sections(shelf: Shelf, links: dict[str, str]) -> Iterator[Section]:
     """One for each table of a suite."""
+    from clbench import catalog
     from clbench.report.page import Section
     from clbench.table import exams
+    from clbench.verify import checks
 
+    listed = catalog.suite(shelf.suite).references if shelf.suite in catalog.suites() else ()
+    found = checks(shelf.suite, listed, shelf.records, stale=shelf.stale, everything=False) if listed else []
     behind = exams(shelf.records, shelf.stale).values()
     for table, groups in zip(shelf.tables, behind, strict=True):
-        yield Section(table, tuple(groups), links)
+        mine = tuple(check for check in found if check.suite_hash == table.suite_hash)
+        yield Section(table, tuple(groups), links, mine)
 
 
 def _links(shelf: Shelf, root: Path, out: Path, published: bool) -> dict[str, str]:

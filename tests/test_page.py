@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from clbench.report.figures import figures, gallery_figures
 from clbench.report.page import Section
 from clbench.report.series import series
 from clbench.store import Store
+from clbench.suite import Reference
 from clbench.table import exams, make_tables
+from clbench.verify import checks
 
 HOSTILE = "<img src=x onerror=\"document.title='broken'\"><b>bold</b> {{ 7 * 7 }} </script><script>alert(1)</script>"
 CARD = {"suite": "digits", "epochs": 5, "head_masking": "current", "schedule": "sequential"}
@@ -180,6 +183,23 @@ def test_markup_in_names_is_text() -> None:
     assert [tag for tag, _ in seen.found if tag in ("script", "title")].count("script") == 8 + 2
     assert "49" not in "".join(re.findall(r"bold&lt;/b&gt; (.*?) &lt;/script", text))
     assert "alert(1)" in " ".join(seen.words)
+
+
+def test_published_figures_and_further_marks_stand_on_the_page() -> None:
+    after = {"lenient": ((None, None), (0.75, None), (0.25, 0.75)), "invalid": ((None, None), (0.0, None), (0.5, 0.25))}
+    records = [run("steady", 0, other_scores=after, floors=(0.25, 0.5))]
+    theirs = Reference(method="steady", metric="avg_accuracy", value=71.0, tolerance=1.5, source="A paper, Table 1")
+    (section,) = sections(records)
+    found = tuple(checks("digits", [theirs], records))
+    text = " ".join(Elements(page.page([replace(section, checks=found)])).words)
+    assert "Beside published figures" in text
+    assert "within ±1.5" in text
+    assert "A paper, Table 1" in text
+    assert re.search(r"Always giving the most frequent training answer scores\s+37.50 %", text)
+    assert re.search(r"steady\s+37.50\s+50.00", text)  # invalid, then lenient, after the last task
+    plain = page.page(sections([run("steady", 0)]))
+    assert "Beside published figures" not in plain
+    assert "Other marks" not in plain
 
 
 def test_twenty_methods_of_three_seeds_fit() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -21,13 +22,14 @@ from clbench.files import write_atomically
 from clbench.metrics import Undefined
 from clbench.protocol import METHOD_TERMS
 from clbench.record import Record
-from clbench.report import charts, tree_notes, trees
+from clbench.report import charts, tree_notes, trees, verdicts
 from clbench.report.figures import Figure, figures
-from clbench.report.grid import Cell, Grid, brief, clean, grid
+from clbench.report.grid import DASH, Cell, Grid, brief, clean, grid
 from clbench.report.palette import Style, styles
 from clbench.report.series import Series, series, told_apart
 from clbench.row import Row
 from clbench.table import Group, Table
+from clbench.verify import Check
 
 METHOD = 1
 """The column of a grid that names the row."""
@@ -64,6 +66,8 @@ class Section:
     """The runs behind its rows."""
     links: Mapping[str, str] = field(default_factory=dict)
     """Key → address of the record's file, relative to the page; a record without one is named by its key."""
+    checks: tuple[Check, ...] = ()
+    """Published figures beside the rows."""
 
     @property
     def slug(self) -> str:
@@ -159,12 +163,51 @@ def _facts(section: Section, look: Mapping[str, Style]) -> dict[str, Any]:
         ],
         "methods": sorted({row.method for row in table.rows}),
         "footnotes": shown.footnotes,
+        "marks": _marks(section),
+        "verdicts": _verdicts(section),
         "figures": [_figure(figure) for figure in figures(section.series, look)],
         "trees": [_figure(figure) for figure in drawn],
         "unread": unread,
         "protocol": _protocol(section),
         "environments": _environments(section.records),
         "runs": [_run(section, group, record) for group in section.groups for record in group.records],
+    }
+
+
+def _marks(section: Section) -> dict[str, Any]:
+    """The further scores of written answers after the last task, mean over tasks and seeds, and the suite's floor."""
+    rows = [(row.label, [run for run in row.runs if run.other_scores]) for row in section.series]
+    rows = [(label, runs) for label, runs in rows if runs]
+    if not rows:
+        return {}
+    first = rows[0][1][0]
+    names = sorted(first.other_scores)
+    return {
+        "names": [_term(name) for name in names],
+        "floor": f"{100 * fmean(first.floors):.2f}" if first.floors else "",
+        "rows": [
+            (label, [_after_last([run.other_scores.get(name, ()) for run in runs]) for name in names])
+            for label, runs in rows
+        ],
+    }
+
+
+def _after_last(matrices: Sequence[Sequence[Sequence[float | None]]]) -> str:
+    """The mean of the last rounds, in percent."""
+    values = [score for matrix in matrices if matrix for score in matrix[-1] if score is not None]
+    return f"{100 * fmean(values):.2f}" if values else DASH
+
+
+def _verdicts(section: Section) -> dict[str, Any]:
+    """Published figures beside ours."""
+    if not section.checks:
+        return {}
+    lines, notes = verdicts.grid(section.checks)
+    return {
+        "headings": verdicts.HEADINGS,
+        "lines": lines,
+        "notes": notes,
+        "summary": verdicts.summary(section.checks),
     }
 
 
