@@ -1,9 +1,10 @@
 """How much faster answers come in batches than one at a time.
 
 The same questions, of a hundred letters or so, are answered with 32 tokens each by the same code: in batches of 32,
-longest together, as a scoring pass does, and in batches of one. No answer may end early, so that both say equally much, and the answers must be equal: a difference
-is allowed only where the two best logits lie within 1e-5. Read the column `ratio`: the median over the blocks of
-(in batches / one at a time) in time; the target is an eighth. A block is 64 questions; `--steps` is not used.
+longest together, as a scoring pass does, and in batches of one. No answer may end early, so that both say equally
+much, and the answers must be equal: a difference is allowed only where the two best logits lie within 1e-5. Read the
+column `ratio`: the median over the blocks of (in batches / one at a time) in time; the target is an eighth. A block
+is 64 questions; `--steps` is not used.
 
     python benchmarks/generation.py --threads 2 --blocks 5
     CLBENCH_TEST_DATA=FOLDER python benchmarks/generation.py    # with stories260k, which lies in FOLDER

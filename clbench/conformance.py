@@ -78,6 +78,8 @@ def _deterministic(trial: Trial) -> None:
 
 def _learns(trial: Trial) -> None:
     run = trial.whole
+    if trial.method_type.schedule == "none" and run.running.exam.plain.is_text:
+        raise Declined("it trains nothing, and the tiny language model's random weights know nothing")
     row, seen = next(
         (row, [j for j, score in enumerate(row) if score is not None])
         for row in run.facts["scores"]

@@ -63,7 +63,9 @@ class Head(nn.Module):
 
     def __init__(self, width: int, classes: int, seed: int) -> None:
         if not classes:
-            raise BadValue("images are answered by classes, and this suite's answers are text; choose a language model.")
+            raise BadValue(
+                "images are answered by classes, and this suite's answers are text; choose a language model."
+            )
         super().__init__()
         rows = [torch.randn(width, generator=generator(seed, "head", c)) * 0.02 for c in range(classes)]
         self.weight = nn.Parameter(torch.stack(rows))
@@ -217,7 +219,8 @@ class ImageClassifier(Classifier):
 
     def reply(self, inputs: Tensor, limits: Tensor) -> Tensor:
         """Logits."""
-        return self(inputs).float()
+        logits: Tensor = self(inputs)
+        return logits.float()
 
     def settle(self, reply: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """The best of the classes seen, and how far it lies above the next."""

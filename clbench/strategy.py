@@ -323,7 +323,8 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
 
     def criterion(self) -> Tensor:
         """The mean of the samples' losses over the allowed logits."""
-        return self.model.losses(self.mb_output, self.mb_y, self.allowed).mean()
+        losses: Tensor = self.model.losses(self.mb_output, self.mb_y, self.allowed)
+        return losses.mean()
 
     # scoring
 

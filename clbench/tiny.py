@@ -133,5 +133,19 @@ tiny_text = Suite(
         "ewc": {"penalty_weight": 10.0, "fisher_samples": 32},
         "mas": {"penalty_weight": 1e-3, "samples": 32},
         "ogd": {"vectors": 16},
+        # Random weights answer otherwise only after many steps where nothing in the blocks is trained.
+        "l2p": {"pool": 2, "length": 16, "top": 1, "learning_rate": 0.2, "epochs": 60},
+        "l2pp": {"depth": 2, "pool": 2, "length": 16, "top": 1, "learning_rate": 0.3, "epochs": 25},
+        "dualprompt": {
+            "general_blocks": (0,),
+            "expert_blocks": (1,),
+            "general_length": 1,
+            "expert_length": 4,
+            "learning_rate": 0.3,
+            "epochs": 20,
+        },
+        "coda-prompt": {"components": 16, "length": 8, "learning_rate": 0.05, "epochs": 15},
+        "s-prompt": {"length": 16, "learning_rate": 0.2, "epochs": 50},
+        "hide-prompt": {"length": 4, "learning_rate": 0.3, "epochs": 25},
     },
 )

@@ -325,7 +325,7 @@ def _field(name: str, info: Any) -> dict[str, Any]:
 
 
 def _suite_facts(name: str, suite: Suite) -> dict[str, Any]:
-    module = inspect.getmodule(suite.make_stream)
+    module = sys.modules.get(catalog.suites()[name].module)
     return {
         "kind": "suite",
         "name": name,
@@ -340,6 +340,7 @@ def _suite_facts(name: str, suite: Suite) -> dict[str, Any]:
             {"method": c.method, "label": c.label, **suite.settings.get(c.method, {}), **c.settings}
             for c in suite.contenders
         ],
+        "recipes": {method: dict(changed) for method, changed in suite.recipes.items()},
         "fields": [
             {**_field(field, info), "default": getattr(suite.recipe, field)}
             for field, info in type(suite.recipe).model_fields.items()

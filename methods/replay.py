@@ -102,7 +102,8 @@ class _Afterwards(Plugin):
         recipe, strategy.recipe = strategy.recipe, strategy.recipe.model_copy(update={"schedule": "constant"})
         for group in strategy.optimizer.param_groups:
             group["lr"] = strategy.learning_rate
-        strategy.dataloader = self._batches(strategy)
+        batches: Any = self._batches(strategy)
+        strategy.dataloader = batches
         strategy.train_epochs += 1
         strategy.training_epoch()
         strategy.recipe = recipe

@@ -76,7 +76,7 @@ def notes(stream: Stream) -> tuple[str, ...]:
     """What the tasks say of their rows, for the protocol card."""
     from clbench.stream import TextSet
 
-    parts = (task.train for task in stream)
+    parts: list[object] = [task.train for task in stream]
     tasks = [part.task for part in parts if isinstance(part, TextSet)]
     return tuple(f"{task.name}: {note}" for task in tasks for note in task.notes)
 

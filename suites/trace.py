@@ -46,6 +46,7 @@ def _suite(name: str, names: Sequence[str], make: Any, **fields: Any) -> Suite:
     settings: dict[str, Any] = {
         "recipe": _llm.RECIPE.model_copy(update={"epochs": MEAN_EPOCHS, "task_epochs": _passes(names, EPOCHS)}),
         "contenders": _llm.contenders(_passes(names, FEWER_EPOCHS)),
+        "references": REFERENCES[name],
     }
 
     def make_stream(order_seed: int = 0) -> Stream:
@@ -59,7 +60,6 @@ def _suite(name: str, names: Sequence[str], make: Any, **fields: Any) -> Suite:
         normalisation="none",
         settings=_llm.SETTINGS,
         notes=_llm.notes,
-        references=REFERENCES[name],
         **{"score": "strict", **settings, **fields},
     )
 
@@ -90,7 +90,7 @@ def _own(name: str, files: Files, others: Any) -> Suite:
         return _trace.read_folder(_llm.folder("trace", files), files.tasks or None)
 
     recipe = _llm.RECIPE.model_copy(update={"epochs": MEAN_EPOCHS})
-    fields = {"recipe": recipe, "contenders": _llm.contenders()}
+    fields = {"recipe": recipe, "contenders": _llm.contenders(), "references": ()}
     return _suite(name, (), make, stream_name="tasks of one's own", files=files, reads=others, **fields)
 
 
@@ -111,8 +111,8 @@ def _compat(suite: Suite, name: str, score: str) -> Suite:
         return _compat(suite.of(files), name, score)
 
     recipe = suite.recipe.model_copy(update=COMPAT)
-    changed: dict[str, Any] = {"references": REFERENCES[name], "reads": others}
-    return replace(suite, name=name, recipe=recipe, score=score, **changed)
+    references = REFERENCES[name] if suite.references else ()
+    return replace(suite, name=name, recipe=recipe, score=score, references=references, reads=others)
 
 
 trace = _of_variant("trace", "5000")

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
+from clbench.backbones import language
 from clbench.backbones.language import LanguageModel
 from clbench.backbones.reading import Bytes
 from clbench.model import Prefixes
 from clbench.padding import IGNORED
 from clbench.recipe import Recipe
-from clbench.stream import Stream
-
-CPU = torch.device("cpu")
-# answering
-
+from clbench.tiny import text_stream
 
 NEVER = 999
 """No token at all."""
@@ -47,7 +46,9 @@ def tokens(answers: Tensor) -> list[list[int]]:
     return [[token for token in row if token >= 0] for row in answers.tolist()]
 
 
-QUESTIONS = drawn_rows([3 + i % 11 for i in range(32)], seed=1)
+Passes = Callable[[LanguageModel], list[int]]
+DRAWS = torch.Generator().manual_seed(1)
+QUESTIONS = [torch.randint(256, (3 + i % 11,), generator=DRAWS).tolist() for i in range(32)]
 
 
 def test_answers_are_those_of_transformers_own_generation_in_any_company(lab: Any, name: str) -> None:
@@ -95,9 +96,7 @@ def passes() -> Callable[[LanguageModel], list[int]]:
     return watched
 
 
-def test_a_question_is_read_once_and_no_pass_is_made_for_nothing(
-    lab: Any, passes: Callable[[LanguageModel], list[int]]
-) -> None:
+def test_a_question_is_read_once_and_no_pass_is_made_for_nothing(lab: Any, passes: Passes) -> None:
     model = lab.model()
     ending_at(model, NEVER)
     widths = passes(model)
@@ -106,7 +105,20 @@ def test_a_question_is_read_once_and_no_pass_is_made_for_nothing(
     assert widths == [inputs.shape[2], 1, 1, 1, 1]
 
 
-def test_answering_stops_when_all_answers_have_ended(lab: Any, passes: Callable[[LanguageModel], list[int]]) -> None:
+def test_a_cache_with_room_to_spare_holds_what_transformers_own_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "SPARE", 2)
+    ours, theirs = language.Roomy(), DynamicLayer()
+    draws, places = torch.Generator().manual_seed(0), []
+    for tokens_at_once in (5, 1, 1, 1, 3, 1):
+        new = torch.randn(2, 3, 4, tokens_at_once, 8, generator=draws)
+        for found, expected in zip(ours.update(*new), theirs.update(*new), strict=True):
+            assert torch.equal(found, expected)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+        places.append(ours.held[0].data_ptr())
+    assert [a == b for a, b in itertools.pairwise(places)] == [True, True, False, False, True]
+
+
+def test_answering_stops_when_all_answers_have_ended(lab: Any, passes: Passes) -> None:
     model = lab.model()
     inputs = lab.aligned(QUESTIONS[:1], [0])
     said = tokens(model.reply(inputs, torch.tensor([40]))[0])[0]
@@ -173,7 +185,7 @@ def test_prompts_and_prefixes_last_through_an_answer(lab: Any, teach: Callable[[
 
 def test_sampled_answers_depend_on_the_seed_alone_and_are_never_clear(lab: Any) -> None:
     model = lab.model()
-    model.read(Stream.of_text([text_task("a", "two")]), Recipe(temperature=1.5))
+    model.read(text_stream(tasks=1), Recipe(temperature=1.5))
     inputs, caps = lab.aligned(QUESTIONS, [0] * 32), torch.full((32,), 5)
 
     def drawn(seed: int) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,8 @@ from clbench.text import Row, TextTask
 from clbench.tiny import stream, text_stream
 
 CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {"vocab_size": 259, "num_hidden_layers": 2, "num_attention_heads": 4}
+OLD_NAMES: dict[str, Any] = {"vocab_size": 259, "n_layer": 2, "n_embd": 16, "n_head": 4}
 # what a pass computes
 
 
@@ -156,9 +158,9 @@ def test_a_kind_of_layer_whose_mask_is_unknown_is_refused(lab: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (GPTNeoXConfig(**WIDE), "no layer for the projection 'q'"),
-        (GPTBigCodeConfig(**SIZES, n_embd=16, n_head=4, multi_query=True), "how 'attn.c_attn' of a GPTBigCode"),
-        (GPTBigCodeConfig(**SIZES, n_embd=16, n_head=4, multi_query=False), "how 'attn.c_attn' of a GPTBigCode"),
+        (GPTNeoXConfig(**SIZES, hidden_size=16, intermediate_size=24), "no layer for the projection 'q'"),
+        (GPTBigCodeConfig(**OLD_NAMES, multi_query=True), "how 'attn.c_attn' of a GPTBigCode"),
+        (GPTBigCodeConfig(**OLD_NAMES, multi_query=False), "how 'attn.c_attn' of a GPTBigCode"),
     ],
 )
 def test_projections_whose_rows_are_unknown_are_refused(config: PreTrainedConfig, words: str) -> None:

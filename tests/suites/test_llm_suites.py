@@ -76,6 +76,9 @@ def test_a_folder_without_the_release_is_a_data_set_of_its_own(own: Path) -> Non
     assert [task.name for task in suite.of(Files(folder=own, tasks=("second",))).stream()] == ["second"]
     assert (suite.recipe.task_epochs, suite.recipe.epochs) == ((), 5)
     assert not any(contender.recipe for contender in suite.contenders)
+    assert suite.references == ()
+    assert catalog.suite("trace-500-compat", files=Files(folder=own)).references == ()
+    assert catalog.suite("trace-500-compat").references
     (row,) = catalog.rows(suite, ["seqlora"], {})
     assert row.variant == ""  # the recipe is this data's own
     assert any("first: Scored as 'letter'" in note for note in suite.notes(suite.stream()))
