@@ -42,7 +42,8 @@ def join(parts: Sequence[Tensor]) -> Tensor:
 
 def stack(parts: Sequence[Tensor]) -> Tensor:
     """`[parts, rows, …]`: like `join`, for parts of equally many rows."""
-    return join(parts).unflatten(0, (len(parts), -1))
+    stacked: Tensor = join(parts).unflatten(0, (len(parts), -1))
+    return stacked
 
 
 def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

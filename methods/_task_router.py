@@ -60,7 +60,8 @@ class TaskRouter:
             self._ready = self._prepared()
         factor, whitened, offsets = self._ready
         points = torch.linalg.solve_triangular(factor, features.double().T, upper=False).T
-        return (points @ whitened.T + offsets).unflatten(1, self.shares.shape).logsumexp(2)
+        each: Tensor = (points @ whitened.T + offsets).unflatten(1, self.shares.shape)
+        return each.logsumexp(2)
 
     def _prepared(self) -> tuple[Tensor, Tensor, Tensor]:
         """L, the whitened means `[tasks * centroids, width]`, and log π - m·m / 2 of each."""

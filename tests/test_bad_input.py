@@ -117,7 +117,7 @@ def test_a_wrong_word_is_named(
 
 
 @pytest.mark.parametrize(
-    "words", [["run"], ["nonsense"], ["run", "tiny", "--seed", "x"], ["run", "tiny", "--seed", "-1"], ["leaderboard"]]
+    "words", [["run"], ["nonsense"], ["run", "tiny", "--seed", "x"], ["run", "tiny", "--seed", "-1"], ["tune"]]
 )
 def test_wrong_usage_has_code_2(words: list[str]) -> None:
     done = ask(*words)

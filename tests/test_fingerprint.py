@@ -114,7 +114,7 @@ def test_our_methods_count_private_siblings_and_nothing_of_the_harness() -> None
         "fingerprint._digest = lambda paths: opened.append([p.name for p in paths]) or ''\n"
         "for name in ('replay', 'seqlora', 'treelora.method'):\n"
         "    fingerprint.of_module('clbench.methods.' + name)\n"
-        "assert opened[0] == ['_buffer.py', 'replay.py'], opened\n"
+        "assert opened[0] == ['_buffer.py', '_memory.py', 'replay.py'], opened\n"
         "assert opened[1] == ['seqlora.py'], opened\n"
         "assert {'method.py', 'tree.py', 'bandit.py'} <= set(opened[2]), opened\n"
         "assert not any('lora.py' == name for names in opened for name in names), opened\n"

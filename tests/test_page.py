@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
-import os
 import re
-import select
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -38,7 +30,6 @@ from clbench.verify import checks
 
 HOSTILE = "<img src=x onerror=\"document.title='broken'\"><b>bold</b> {{ 7 * 7 }} </script><script>alert(1)</script>"
 CARD = {"suite": "digits", "epochs": 5, "head_masking": "current", "schedule": "sequential"}
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LEAF = {"tasks": [0], "depth": 0, "smoothness": [0.0]}
 TREE = {"tree": {"layers": ["one"], "growth": [{"task": 1, "arms": [[0]], "root": LEAF}]}}
 
@@ -257,104 +248,10 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         page.write([], tmp_path / "out")
 
 
-# The browser reads from descriptor 3 and writes to 4.
-LAUNCH = "import os, sys; [os.dup2(int(sys.argv[i]), i + 2) for i in (1, 2)]; os.execvp(sys.argv[3], sys.argv[3:])"
-
-
-class Tab:
-    """A page in a headless browser, driven through its pipe."""
-
-    def __init__(self, program: str, profile: Path) -> None:
-        theirs_in, mine_out = os.pipe()
-        mine_in, theirs_out = os.pipe()
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"]
-        command = [program, *flags, f"--user-data-dir={profile}", "--window-size=1280,900", "about:blank"]
-        launch = [sys.executable, "-c", LAUNCH, str(theirs_in), str(theirs_out), *command]
-        quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen(launch, pass_fds=(theirs_in, theirs_out), stdout=quiet, stderr=quiet)
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self.inward, self.outward, self.rest, self.count = mine_in, mine_out, b"", 0
-        self.events: list[dict[str, Any]] = []
-        self.session: dict[str, str] = {}
-
-    def attach(self) -> None:
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self.count += 1
-        message = {"id": self.count, "method": method, "params": params, **self.session}
-        os.write(self.outward, json.dumps(message).encode() + b"\0")
-        while (answer := self._read()).get("id") != self.count:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        result: dict[str, Any] = answer["result"]
-        return result
-
-    def _read(self) -> dict[str, Any]:
-        while b"\0" not in self.rest:
-            assert select.select([self.inward], [], [], 60)[0], "the browser is silent"
-            got = os.read(self.inward, 1 << 20)
-            assert got, "the browser has ended"
-            self.rest += got
-        message, _, self.rest = self.rest.partition(b"\0")
-        answer: dict[str, Any] = json.loads(message)
-        return answer
-
-    def js(self, expression: str) -> Any:
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def open(self, path: Path) -> None:
-        self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
-        until = time.monotonic() + 60
-        while not self.js("document.body !== null && document.body.dataset.drawn === 'all'"):
-            assert time.monotonic() < until, "the page was never drawn"
-            time.sleep(0.05)
-
-    def click(self, selector: str) -> None:
-        box = self.js(
-            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
-            f" return [b.x + b.width / 2, b.y + b.height / 2]; }})(document.querySelector({json.dumps(selector)}))"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
-
-    def complaints(self) -> list[dict[str, Any]]:
-        """What the console holds beside plain messages."""
-        bad = ("Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")
-        said = [e for e in self.events if e["method"] == "Runtime.consoleAPICalled"]
-        return [e for e in self.events if e["method"] in bad] + [e for e in said if e["params"]["type"] != "log"]
-
-    def close(self) -> None:
-        self.session = {}
-        with contextlib.suppress(AssertionError, OSError):
-            self.call("Browser.close")
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        os.close(self.inward)
-        os.close(self.outward)
-
-
 @pytest.fixture(scope="module")
-def tab(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    if BROWSER is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the path")
-    opened = Tab(BROWSER, tmp_path_factory.mktemp("profile"))
-    try:
-        opened.attach()
-        opened.open(planted.parent / "site" / "index.html")
-        yield opened
-    finally:
-        opened.close()
+def tab(browser: Any, planted: Path) -> Any:
+    browser.open(planted.parent / "site" / "index.html")
+    return browser
 
 
 LABELS = (
@@ -362,7 +259,7 @@ LABELS = (
 )
 
 
-def test_the_browser_draws_all_and_complains_of_nothing(tab: Tab) -> None:
+def test_the_browser_draws_all_and_complains_of_nothing(tab: Any) -> None:
     assert tab.js("document.querySelectorAll('figure svg.marks').length") == tab.js(
         "document.querySelectorAll('figure').length"
     )
@@ -375,7 +272,7 @@ def test_the_browser_draws_all_and_complains_of_nothing(tab: Tab) -> None:
     assert "<img src=x" in tab.js("document.querySelector('#suite-2 figure svg').textContent")
 
 
-def test_sorting_by_clicks_and_by_keys(tab: Tab) -> None:
+def test_sorting_by_clicks_and_by_keys(tab: Any) -> None:
     train = tab.js("[...document.querySelectorAll('#suite-1 th[aria-sort]')].findIndex(h => /Train/.test(h.innerText))")
     heading = f"#suite-1 .leaderboard th:nth-child({train + 1})"
     tab.click(f"{heading} button")
@@ -393,7 +290,7 @@ def test_sorting_by_clicks_and_by_keys(tab: Tab) -> None:
     assert tab.js(LABELS) == ["cheap", "gone", "kept", "steady", "whole"]
 
 
-def test_filters_hold_for_the_table_and_the_figures(tab: Tab) -> None:
+def test_filters_hold_for_the_table_and_the_figures(tab: Any) -> None:
     marks = "document.querySelectorAll('#suite-1 figure')[0].querySelectorAll('.mark-symbol.role-mark path').length"
     all_of_them = tab.js(marks)
     tab.click("#suite-1 .words")
@@ -410,7 +307,7 @@ def test_filters_hold_for_the_table_and_the_figures(tab: Tab) -> None:
     assert tab.complaints() == []
 
 
-def test_a_phone_scrolls_tables_in_their_box_only(tab: Tab, planted: Path) -> None:
+def test_a_phone_scrolls_tables_in_their_box_only(tab: Any, planted: Path) -> None:
     tab.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
     tab.open(planted.parent / "site" / "index.html")
     assert tab.js("document.documentElement.scrollWidth") == 390

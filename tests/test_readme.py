@@ -47,7 +47,7 @@ def test_the_method_is_complete_short_and_what_the_command_writes(tmp_path: Path
     assert (tmp_path / "anchor.py").read_text(encoding="utf-8") == code
     kind = catalog.method_type(f"{tmp_path / 'anchor.py'}:Anchor")
     verdicts = list(conformance.check(kind.cls, kind.fingerprint))
-    assert len(verdicts) == len(conformance.LAWS)
+    assert len(verdicts) == 1 + len(conformance.FIELDS) * len(conformance.LAWS)
     assert [f"{verdict.law}: {verdict.reason}" for verdict in verdicts if verdict.passed is False] == []
 
 

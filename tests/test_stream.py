@@ -13,7 +13,7 @@ from torch import Tensor
 from clbench.catalog import suite
 from clbench.errors import BadValue, LeakError
 from clbench.stream import ImageSet, Sealed, Stream, Task, Union
-from clbench.suites import _letters, digits
+from clbench.suites import _digits, _letters
 
 CPU = torch.device("cpu")
 
@@ -153,7 +153,7 @@ def test_digits_uses_every_image_once() -> None:
     whole = made("quick")
     assert [task.classes for task in whole] == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
     used = torch.cat([images_of(task, part) for task in whole for part in PARTS]).flatten(1)
-    everything = digits.images()
+    everything = _digits.images()
     assert len(used) == len(everything) == 1797
     assert sorted(used.tolist()) == sorted(everything.images.flatten(1).tolist())
 

@@ -25,7 +25,7 @@ def everything() -> Tensor:
 def spread_keys(run: Any) -> Tensor:
     """Keys that share the samples out among the tasks; the tiny backbone's features hardly differ."""
     with torch.no_grad():
-        query = run.model.query(run.model.tokens(everything()))
+        query = run.model.query(everything())
         centred = F.normalize(query) - F.normalize(query).mean(0)
         run.model.prefixer.keys.bank.copy_(centred[:: len(centred) // 3][:3])
         cosines = F.cosine_similarity(query[:, None], run.model.prefixer.keys.bank[None], dim=2)
@@ -81,7 +81,7 @@ def test_the_loss_draws_the_key_to_the_queries(begin: Any) -> None:
     run.strategy.mbatch = [everything()[:7], None, None]
     run.strategy.loss = torch.zeros(1)
     run.plugins[0].before_backward(run.strategy)
-    query, key = run.model.query(run.model.tokens(everything()[:7])), run.model.prefixer.keys.live
+    query, key = run.model.query(everything()[:7]), run.model.prefixer.keys.live
     cosines = [(q @ key) / (q.norm() * key.norm()) for q in query]
     torch.testing.assert_close(run.strategy.loss[0], -0.5 * sum(cosines) / 7)
 

@@ -111,8 +111,8 @@ def test_the_router_never_sees_a_prefix(begin: Any, teach: Any) -> None:
     nn.init.normal_(prompts(run).live.data, std=50.0, generator=torch.Generator().manual_seed(0))
     prompts(run).bank.mul_(-30).add_(7)
     again = run.exam.score(2)
-    assert again.inferred.tolist() == inferred.tolist()
-    assert again.predictions.tolist() != run.outcomes()["round_3"].tolist()
+    assert again.facts["inferred"].tolist() == inferred.tolist()
+    assert again.facts["round"].tolist() != run.outcomes()["round_3"].tolist()
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(1, 1), (5, 2)])

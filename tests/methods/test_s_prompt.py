@@ -70,7 +70,7 @@ def test_the_nearest_centroid_decides_prompt_and_classes(distance: Any, power: i
     run = teach(begin(SPrompt(length=2, distance=distance)))
     plugin, found, inputs = run.plugins[0], run.outcomes(), everything(tiny.stream())
     with torch.no_grad():
-        features = F.normalize(run.model.query(run.model.tokens(inputs)))
+        features = F.normalize(run.model.query(inputs))
     assert plugin.task_of.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     distances = (features[:, None] - plugin.centroids[None]).abs().pow(power).sum(2)
     expected = plugin.task_of[distances.argmin(1)]
