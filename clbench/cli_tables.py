@@ -224,13 +224,14 @@ def _chapter(shelf: Shelf, contests: Sequence[Contest]) -> Chapter:
     entries = []
     for table, groups in zip(shelf.tables, exams(shelf.records, shelf.stale).values(), strict=True):
         records = tuple(record for group in groups for record in group.records)
-        drawn = {}
+        drawn, captions = {}, {}
         if table.suite_hash in finished:
-            drawn = dict(figures.gallery_figures(records, order=order, stale=shelf.stale))
+            for name, chart, caption in figures.gallery_figures(records, order=order, stale=shelf.stale):
+                drawn[name], captions[name] = chart, caption
             ranked = significance.over_tasks(finished[table.suite_hash])
             if isinstance(ranked, significance.Ranking):
                 drawn["ranks"] = ranks.critical_difference(shelf.suite, ranked)
-        entries.append(gallery.Entry(table, records, drawn))
+        entries.append(gallery.Entry(table, records, drawn, captions))
     listed = catalog.suites()
     return gallery.Chapter(shelf.suite, listed[shelf.suite].line if shelf.suite in listed else "", tuple(entries))
 

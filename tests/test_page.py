@@ -109,7 +109,7 @@ def test_every_figure_is_made_and_each_says_what_is_seen() -> None:
     assert all(figure.caption.endswith(".") for figure in drawn)
     front = {v["row"]: v["front"] for v in next(iter(drawn[3].chart.to_dict()["datasets"].values()))}
     assert front == {"steady": True, "whole": True, "kept": False, "cheap": True}
-    assert [name for name, _ in gallery_figures(example())] == ["curves", "pareto", "forgetting", "cost"]
+    assert [name for name, _, _ in gallery_figures(example())] == ["curves", "pareto", "forgetting", "cost"]
     assert gallery_figures([run("gone", status="failed", reason="full", scores=(), costs=())]) == []
 
 

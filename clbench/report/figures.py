@@ -66,16 +66,16 @@ def figures(rows: Sequence[Series], look: Mapping[str, Style]) -> list[Figure]:
 
 def gallery_figures(
     records: Iterable[Record], *, order: Sequence[str] = (), stale: Collection[str] = ()
-) -> list[tuple[str, ChartType]]:
-    """The most telling charts of one suite and protocol hash by name: at most four, and those of its first device.
+) -> list[tuple[str, ChartType, str]]:
+    """The most telling charts of one suite and protocol hash, with names and captions; of its first device.
 
     `order` are the listed methods in their order, which gives them their colours; `stale` as in
     `table.make_tables`.
     """
     rows = series(next(iter(exams(records, stale).values()), ()))
     look = styles({row.label: row.name for row in rows}, order)
-    drawn = {each.name.split("-")[0]: each.chart for each in reversed(figures(rows, look))}
-    return [(name, drawn[name]) for name in GALLERY if name in drawn]
+    drawn = {each.name.split("-")[0]: each for each in reversed(figures(rows, look))}
+    return [(name, drawn[name].chart, drawn[name].caption) for name in GALLERY if name in drawn]
 
 
 def _of_device(rows: Sequence[Series], look: Mapping[str, Style]) -> Iterable[Figure]:

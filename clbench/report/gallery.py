@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from altair.typing import ChartType
@@ -31,6 +31,8 @@ class Entry:
     table: Table
     records: tuple[Record, ...]
     charts: Mapping[str, ChartType]
+    captions: Mapping[str, str] = field(default_factory=dict)
+    """What a chart shows, and of what to beware."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def _chapter(chapter: Chapter) -> Iterable[str]:
         yield f"{_facts(entry.records)} Again: `{command(entry.records)}`"
         for name in entry.charts:
             yield _image(_picture(chapter, number, name), f"{chapter.suite}: {name}")
+            if name in entry.captions:
+                yield escape_markdown(entry.captions[name])
 
 
 def _facts(records: Sequence[Record]) -> str:
