@@ -42,7 +42,8 @@ class TreeLoRA(TaskDecomposition):
     pulled task's kept LoRA, residuals above 1 counting as 1; one more pass a step.
 
     The defaults follow from the suites treelora-ablation, -depth, -epochs and -sensitivity (three seeds,
-    published): on letters no search, split, signature or penalty can be told from another, nor from no
+    published, after one seed's screening of the whole product on validation examples, 49 combinations within
+    1.2 points): on letters no search, split, signature or penalty can be told from another, nor from no
     penalty at all, so each is the paper's. Exploration is the one that is not: 0.1, for the reason above.
     """
 
