@@ -30,7 +30,7 @@ trace_tiny = Suite(
         epochs=2,
         batch_size=8,
         eval_batch_size=100,
-        learning_rate=5e-3,
+        learning_rate=2e-3,
         clip=1.0,
         lora_rank=8,
         lora_alpha=32,
@@ -52,7 +52,9 @@ trace_tiny = Suite(
     ),
     settings={
         "finetune": {"learning_rate": 3e-4},
-        "treelora": {"decomposition": "none"},
+        "ewc": {"penalty_weight": 10.0},  # of 10, 100 and 1000 the one that learns all tasks, on validation rows, one seed
+        "replay": {"replay_batch": 8},
+        "treelora": {"decomposition": "none", "penalty_weight": 0.5},
     },
     notes=_llm.notes,
     score="strict",
