@@ -23,15 +23,16 @@ from clbench.stream import Examples, Union
 class Loader:
     """Batches `[inputs, targets, task indices]` in an order that depends on seed and epoch alone.
 
-    Each pass gives every sample once, augmented; without a seed, as it is and in the order given. Whoever
-    trains sets `epoch`, so that a plugin may read the loader too without changing what follows.
+    Each pass gives every sample once, in the order given where there is no seed. Whoever trains sets `epoch`
+    and `augmented`, so that a plugin may read the loader too without changing what follows, and reads the
+    samples as they are.
     """
 
     def __init__(
         self, examples: Examples, task_of: Tensor, batch_size: int, device: torch.device, seed: int | None
     ) -> None:
         self.examples, self.task_of, self.batch_size = examples, task_of.to(device), batch_size
-        self.device, self.seed, self.epoch = device, seed, 0
+        self.device, self.seed, self.epoch, self.augmented = device, seed, 0, False
 
     def __len__(self) -> int:
         return -(-len(self.examples) // self.batch_size)
@@ -44,7 +45,8 @@ class Loader:
         order, draws = torch.arange(len(self.examples)), None
         if self.seed is not None:
             order = torch.randperm(len(order), generator=generator(self.seed, "order", self.epoch))
-            draws = generator(self.seed, "augment", self.epoch)
+            if self.augmented:
+                draws = generator(self.seed, "augment", self.epoch)
         for indices in order.split(self.batch_size):
             inputs, targets = self.examples.batch(indices, self.device, draws)
             yield [inputs, targets, self.task_of[indices.to(self.device, non_blocking=True)]]

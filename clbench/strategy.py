@@ -241,10 +241,11 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
 
     def training_epoch(self, **kwargs: Any) -> None:
         """One pass; the loss is looked at once, at its end, so that no step waits for the device."""
-        if isinstance(self.dataloader, Loader):
-            self.dataloader.epoch = self.clock.train_exp_epochs
+        loader = self.dataloader
+        if isinstance(loader, Loader):
+            loader.epoch, loader.augmented = self.clock.train_exp_epochs, True
         total, count = torch.zeros(1, device=self.device), 0
-        for batch in self.dataloader:
+        for batch in loader:
             self.mbatch = batch
             if self._stop_training:
                 break
@@ -253,6 +254,8 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
                 self._training_step(**kwargs)
             total += self.loss.detach()
             count += 1
+        if isinstance(loader, Loader):
+            loader.augmented = False
         loss = float(total) / max(1, count)
         if not math.isfinite(loss):
             raise self._divergence(loss)

@@ -53,8 +53,8 @@ class APERAdapter(Method):
     [f(x); f_adapted(x)], and the answer is the nearest class mean by cosine, also for the first task's classes.
     Scoring takes two passes of the backbone.
 
-    Departures: optimiser, passes and batch are the recipe's (the released code: SGD, a cosine, 20 epochs); there
-    are no augmentations, so the means are those of the training images as they are.
+    Departures: optimiser, passes and batch are the recipe's (the released code: SGD, a cosine, 20 epochs).
+    Means are of training images as they are, never augmented.
     """
 
     name = "aper-adapter"

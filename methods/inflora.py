@@ -151,9 +151,10 @@ class InfLoRA(Method):
 
     Departures: energies and directions are those of the inputs H, as in the paper; the released code takes
     them from their second moment HH', whose energies are the squares, and so keeps fewer directions
-    (`compat_squared_moment`). Directions are sought within a basis of the free space, which is the same,
-    but A_t M = 0 holds also where the free space has fewer than `rank` dimensions: missing rows are zero.
-    Rank and alpha are the recipe's (s = 1 where they are equal). Past pairs are merged into the
+    (`compat_squared_moment`), after the first task one fewer still than ε asks for, which the switch does not
+    repeat; its moments are of augmented images, ours of plain ones. Directions are sought within a basis of the
+    free space, which is the same, but A_t M = 0 holds also where the free space has fewer than `rank` dimensions:
+    missing rows are zero. Rank and alpha are the recipe's (s = 1 where they are equal). Past pairs are merged into the
     effective weights and kept as factors.
 
     Of text the inputs of a task are those of its questions and answers, each token counting the same. The paper is

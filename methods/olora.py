@@ -79,6 +79,8 @@ class OLoRA(Method):
     Old pairs are frozen and all of them are summed in training and at test; there is no router. The
     paper writes squared overlaps on the factor that spans the update, its released code an L1 norm on
     A, the input side, which is what keeps old inputs undisturbed: the default here. Both are options.
+    Where q and v are one layer, λ2 (off by default) takes the norm of their factors stacked; the released
+    code, whose layers are apart, adds two norms.
     """
 
     name = "olora"

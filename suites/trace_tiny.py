@@ -52,7 +52,7 @@ trace_tiny = Suite(
     ),
     settings={
         "finetune": {"learning_rate": 3e-4},
-        "ewc": {"penalty_weight": 10.0},  # of 10, 100 and 1000 the one that learns all tasks, on validation rows, one seed
+        "ewc": {"penalty_weight": 10.0},  # of 10, 100 and 1000 the one that lets all tasks be learned (validation rows)
         "replay": {"replay_batch": 8},
         "treelora": {"decomposition": "none", "penalty_weight": 0.5},
     },
