@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from clbench import __version__, cli_data, cli_runs, cli_tables
+from clbench import __version__, cli_data, cli_runs, cli_store, cli_tables
 from clbench.cli_cache import cache
 from clbench.cli_report import report
 from clbench.cli_verify import verify
@@ -54,6 +54,7 @@ app = typer.Typer(
 new = typer.Typer(cls=Door, help="Write a skeleton to start from.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(new, name="new")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_store.app, name="store")
 app.command()(cache)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clbench.marking import ClassMarker, Marker, TextMarker
+from clbench.recall import Recall
 from clbench.record import Audit
 from clbench.seeding import generator
 from clbench.strategy import Answers, Strategy
@@ -38,16 +40,28 @@ class Round:
     """How many examples were asked."""
     router_accuracy: float | None
     """The share of the examples asked whose task was inferred rightly; None where none was."""
+    uncounted_seconds: float = 0.0
+    """What the pass would have taken longer had it recalled nothing."""
 
 
 class Exam:
     """The test examples of a stream, which only come out while an answer is asked for.
 
     `plain` is the stream as the suite made it, `stream` the same as the model reads it, behind `vault`.
+    What `recall` knows of the examples is used to score them, never in an audit.
     """
 
-    def __init__(self, plain: Stream, stream: Stream, vault: Vault, strategy: Strategy, score: str) -> None:
+    def __init__(
+        self,
+        plain: Stream,
+        stream: Stream,
+        vault: Vault,
+        strategy: Strategy,
+        score: str,
+        recall: Recall | None = None,
+    ) -> None:
         self.plain, self.stream, self.vault, self.strategy = plain, stream, vault, strategy
+        self.recall = recall
         self.marker: Marker = TextMarker(plain, score) if plain.is_text else ClassMarker()
 
     def score(self, index: int, samples: int | None = None) -> Round:
@@ -57,10 +71,11 @@ class Exam:
         wastes the least: what an answer depends on besides its question is audited at the end.
         """
         tasks = self.stream.tasks[: index + 1]
-        with self.vault.open():
+        recalling = contextlib.nullcontext() if self.recall is None else self.recall.answering()
+        with self.vault.open(), recalling:
             union, task_of = Union([task.test for task in tasks]), _task_of(tasks)
             order = self._order(task_of, samples, index)
-            answers = self._ask(_Picked(union, order), task_of[order])
+            answers = self._ask(_Picked(union, order, self.recall), task_of[order])
             marks = self.marker.mark(answers, order, union.targets[order])
         mine = [task_of[order] == j for j in range(len(tasks))]
         scores = {name: [float(values[m].mean()) for m in mine] for name, values in marks.scores.items()}
@@ -71,7 +86,7 @@ class Exam:
         if answers.tasks is not None:
             facts["inferred"] = _spread(answers.tasks.to(torch.int32), order, len(union))
             router = float((answers.tasks == task_of[order]).double().mean())
-        return Round(scores, facts, len(order), router)
+        return Round(scores, facts, len(order), router, 0.0 if self.recall is None else self.recall.settle())
 
     def _order(self, task_of: Tensor, samples: int | None, index: int) -> Tensor:
         """Places of the examples to ask, in the order of asking."""
@@ -149,10 +164,10 @@ def _task_of(tasks: Sequence[Task]) -> Tensor:
 
 
 class _Picked(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """The examples of a set at the given places, in that order."""
+    """The examples of a set at the given places, in that order; `recall` is told of each batch."""
 
-    def __init__(self, examples: Examples, places: Tensor) -> None:
-        self._examples, self._places = examples, places
+    def __init__(self, examples: Examples, places: Tensor, recall: Recall | None = None) -> None:
+        self._examples, self._places, self._recall = examples, places, recall
 
     @property
     def targets(self) -> Tensor:
@@ -167,7 +182,10 @@ class _Picked(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def batch(
         self, indices: Tensor, device: torch.device, draws: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self._examples.batch(self._places[indices], device, draws)
+        inputs, targets = self._examples.batch(self._places[indices], device, draws)
+        if self._recall is not None:
+            self._recall.note(inputs, self._places[indices])
+        return inputs, targets
 
     def sha256(self) -> str:
         return self._examples.sha256()

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 
 from clbench.errors import NotAvailable, UnknownName
+from clbench.featurecache import FeatureCache
+from clbench.lease import LeaseLost
 from clbench.pace import Pace
 from clbench.plan import Cell
 from clbench.record import Record
@@ -150,13 +152,18 @@ def _attempt(
             return True
         if problem is not None:
             told.message(f"{problem} It was set aside as '{folder.set_aside().name}' and the cell is done anew.")
-        summary.made.append(_do(cell, stream, store, folder, device, told))
+        try:
+            summary.made.append(_do(cell, stream, store, folder, device, told))
+        except LeaseLost as lost:
+            told.message(str(lost))
+            return False
     return True
 
 
 def _do(cell: Cell, stream: Stream, store: Store, folder: CellFolder, device: torch.device, told: Reporter) -> Record:
     from clbench import runner  # and with it Avalanche, which takes seconds
 
+    kept = FeatureCache.wanted()
     told.cell_started(cell)
     folder.log("started", pid=os.getpid(), threads=torch.get_num_threads())
     with store.running(cell.key, str(device)):
@@ -167,7 +174,10 @@ def _do(cell: Cell, stream: Stream, store: Store, folder: CellFolder, device: to
             folder=folder,
             progress=told,
             contended=lambda: store.others_running(cell.key, str(device)),
+            kept=kept,
         )
+    for sentence in record.notes.get("features", {}).get("ignored", ()):
+        told.message(sentence)
     folder.save(record, outcomes)
     folder.log(record.status, reason=record.reason)
     told.cell_finished(cell, record)

@@ -1,13 +1,14 @@
 """Features of the untouched backbone on disk, so that no test image is looked at twice for the same numbers.
 
-A file holds the features `[n, width]` of one set of examples in order. Its name is a hash of all they depend
-on: weights, examples, transform, normalisation, precision, kind of device. Nothing else is in the cache, and
-what is lost from it is computed again.
+A file holds what was seen of one set of examples in order, `[n, width + 1]`: features and, last, the seconds
+that they took. Its name is a hash of all they depend on: weights, examples, transform, normalisation, precision,
+device, versions. Nothing else is in the cache, and what is lost from it is computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from clbench.files import explain, write_atomically
 LIMIT_GIB = 4.0
 """How much is kept where $CLBENCH_CACHE_GIB does not say otherwise."""
 GIB = 2**30
+SEAL = 32
+"""Bytes at a file's end: the SHA-256 of what stands before them."""
 
 Array = NDArray[np.float32]
 
@@ -46,6 +49,14 @@ class FeatureCache:
     limit_bytes: int
 
     @classmethod
+    def wanted(cls) -> FeatureCache | None:
+        """The user's where $CLBENCH_CACHE is 'on'; None where it is 'off' or unset. Raises BadValue for others."""
+        said = os.environ.get("CLBENCH_CACHE") or "off"
+        if said not in ("on", "off"):
+            raise BadValue(f"CLBENCH_CACHE is '{said}'; set it to 'on' to reuse frozen features, or 'off'.")
+        return cls.usual() if said == "on" else None
+
+    @classmethod
     def usual(cls) -> FeatureCache:
         """The user's: `clbench/features` in $XDG_CACHE_HOME or ~/.cache, up to $CLBENCH_CACHE_GIB.
 
@@ -64,12 +75,19 @@ class FeatureCache:
         """The features kept under `key`; None where there are none, or no readable ones."""
         path = self._path(key)
         try:
-            found: Array = np.load(path, allow_pickle=False)
+            content = path.read_bytes()
+            if hashlib.sha256(content[:-SEAL]).digest() != content[-SEAL:]:
+                return None
+            found: Array = np.load(io.BytesIO(content[:-SEAL]), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
         with contextlib.suppress(OSError):  # a read-only cache still answers
             path.touch()
         return found if found.dtype == np.float32 and found.ndim == 2 else None
+
+    def holds(self, key: str) -> bool:
+        """Whether there is a file for `key`, readable or not."""
+        return self._path(key).exists()
 
     def put(self, key: str, features: Array) -> None:
         """Keep `features`, if they fit at all; what cannot be written is only not kept."""
@@ -78,7 +96,7 @@ class FeatureCache:
         content = io.BytesIO()
         np.save(content, np.ascontiguousarray(features, dtype=np.float32), allow_pickle=False)
         with contextlib.suppress(StoreError):
-            write_atomically(self._path(key), content.getvalue())
+            write_atomically(self._path(key), content.getvalue() + hashlib.sha256(content.getvalue()).digest())
             self._shrink(keep=key)
 
     def entries(self) -> list[Entry]:

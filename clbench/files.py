@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -37,6 +38,36 @@ def write_atomically(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
     _sync_folder(path.parent)
+
+
+def append(path: Path, text: str) -> None:
+    """Add `text` to a file, made where it is missing; a link is refused, for it may lead anywhere. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_APPEND | os.O_CREAT | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(path, flags, 0o644), "w", encoding="utf-8") as file:  # noqa: PTH123 (a descriptor)
+        file.write(text)
+
+
+def read_regular(path: Path, most: int = 2**30) -> bytes:
+    """What a file holds, where it is one: no link, device or pipe, and no more than `most` bytes. Raises OSError."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link", str(path)) from error
+        raise
+    with open(handle, "rb") as file:  # noqa: PTH123 (a descriptor)
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        if facts.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {facts.st_size:,} bytes, more than {most:,}", str(path))
+        return file.read()
+
+
+def inside(path: Path, root: Path) -> bool:
+    """Whether `path` lies in `root`, links followed."""
+    return path.resolve().is_relative_to(root.resolve())
 
 
 def sweep(folder: Path) -> None:

@@ -42,7 +42,7 @@ def keep(store: Store, question: str, keys: Iterable[str]) -> None:
 
 
 def _path(store: Store, question: str) -> Path:
-    return store.root / "runs" / ".plans" / f"{question}.json"
+    return store.place("runs", ".plans", f"{question}.json")
 
 
 def _sources() -> str:

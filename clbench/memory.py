@@ -27,6 +27,8 @@ from clbench.recipe import Recipe
 from clbench.suite import Suite
 
 MIB = 2**20
+PACKED = 0.5 + (1 + 4 / 256) / 64
+"""Bytes of a weight in four bits: half a byte, a byte of scale for 64 of them, and four for 256 scales."""
 TITLE = "Memory in MiB, forecast from shapes; activations are an estimate for the longest rows of a micro-batch:"
 HEADS: tuple[str, ...] = (
     *("method", "weights", "adapters", "gradients", "optimiser", "activations", "together"),
@@ -102,7 +104,7 @@ def forecast(suite: Suite, method: Method, recipe: Recipe) -> Forecast | None:
     trained, kept = model.trainable(), method.resources()
     rows, tokens = _rows(recipe, kept.replay_batch), _tokens(recipe)
     return Forecast(
-        weights=_bytes(backbone),
+        weights=_bytes(backbone) - _saved(model, precision),
         adapters=_bytes([p for p in trained if not any(p is other for other in backbone)]),
         gradients=_bytes(trained),
         optimiser=_optimiser(trained, recipe),
@@ -129,6 +131,14 @@ def _tokens(recipe: Recipe) -> int:
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _saved(model: LanguageModel, precision: torch.dtype) -> int:
+    """How many bytes fewer the linear layers of the blocks take where they are held in four bits."""
+    if not model.four_bits:
+        return 0
+    layers = [layer for _, block in model.blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
+    return round(sum(layer.weight.numel() for layer in layers) * (precision.itemsize - PACKED))
 
 
 def _optimiser(trained: Sequence[nn.Parameter], recipe: Recipe) -> int:

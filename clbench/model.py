@@ -45,6 +45,11 @@ class Prefixes:
     attention: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Index of a block -> keys and values before its own, each `[batch, length, prefix_width]` (prefix tuning)."""
 
+    @property
+    def adds_something(self) -> bool:
+        """Whether there are any."""
+        return self.tokens is not None or bool(self.attention)
+
 
 class Prefixer(Protocol):
     """Chooses the prefixes of each sample."""
@@ -162,6 +167,8 @@ class ImageClassifier(Classifier):
     """
 
     head: nn.Module
+    recall: Callable[[Tensor], Tensor | None] | None = None
+    """Inputs -> the untouched backbone's features of them, where they are known and that is asked; see `recall`."""
 
     @abstractmethod
     def tokens(self, inputs: Tensor) -> Tensor:
@@ -185,21 +192,30 @@ class ImageClassifier(Classifier):
 
     def features(self, inputs: Tensor) -> Tensor:
         """Feature vectors `[batch, width]`."""
-        tokens = self.tokens(inputs)
         if self.prefixer is not None:
-            return self.prefixed(tokens, self.prefixer(tokens, lambda: self._untouched(tokens)))
+            tokens = self.tokens(inputs)
+            prefixes = self.prefixer(tokens, lambda: self._untouched(inputs, tokens))
+            known = None if prefixes.adds_something else self._recalled(inputs)
+            return self.prefixed(tokens, prefixes) if known is None else known
         if self.prompter is not None:
-            return self.prompted(tokens, self.prompter(tokens, self._untouched(tokens)))
-        return self.pool(self.encode(tokens))
+            tokens = self.tokens(inputs)
+            return self.prompted(tokens, self.prompter(tokens, self._untouched(inputs, tokens)))
+        known = self._recalled(inputs)
+        return self.pool(self.encode(self.tokens(inputs))) if known is None else known
 
     def query(self, inputs: Tensor) -> Tensor:
         """Feature vectors `[batch, width]` without any prompt or prefix."""
-        with torch.no_grad():
-            return self._untouched(self.tokens(inputs))
+        return self._untouched(inputs)
 
     @torch.no_grad()
-    def _untouched(self, tokens: Tensor) -> Tensor:
-        return self.pool(self.encode(tokens))
+    def _untouched(self, inputs: Tensor, tokens: Tensor | None = None) -> Tensor:
+        known = self._recalled(inputs)
+        if known is not None:
+            return known
+        return self.pool(self.encode(self.tokens(inputs) if tokens is None else tokens))
+
+    def _recalled(self, inputs: Tensor) -> Tensor | None:
+        return None if self.recall is None else self.recall(inputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `[batch, classes]`."""

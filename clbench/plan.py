@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from clbench.errors import BadValue
 from clbench.method import Method
@@ -127,14 +128,24 @@ def cells(
     ]
 
 
+def _alike(told: Mapping[str, Any], card: Protocol) -> bool:
+    """Whether as long is to be expected: the same data, in whatever order of the tasks, for the same model."""
+    equal = ("epochs", "backbone", "transform", "stream", "tasks")
+    ours = card.model_dump(mode="json", include={*equal, "order_seed", "stream_sha256"})
+    reordered = told.get("order_seed") != ours["order_seed"]
+    return all(told.get(name) == ours[name] for name in equal) and (
+        reordered or told.get("stream_sha256") == ours["stream_sha256"]
+    )
+
+
 def forecast_seconds(cell: Cell, records: Iterable[Record]) -> float | None:
-    """Seconds that the same row took before on this kind of device, for as many samples; None if never."""
+    """Seconds that the same row took before on this kind of device, of this model and data; None if never."""
     times = [
         sum(cost.train_seconds + cost.warmup_seconds + cost.eval_seconds for cost in record.costs)
         for record in records
         if record.status == "done"
         and (record.suite, record.method) == (cell.suite.name, cell.method.name)
-        and record.protocol.get("epochs") == cell.protocol.epochs
+        and _alike(record.protocol, cell.protocol)
         and record.origin.device_kind == cell.device_kind
     ]
     return sum(times) / len(times) if times else None

@@ -25,8 +25,26 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def _name(name: str) -> str:
+    if not is_plain(name):
+        raise ValueError(f"'{name}' cannot be the name of a folder")
+    return name
+
+
 Facts = Annotated[dict[str, Any], AfterValidator(_plain)]
 """A JSON object."""
+
+Name = Annotated[str, AfterValidator(_name)]
+"""Of a folder in a store."""
+
+
+def is_plain(name: str) -> bool:
+    """Whether a word can name one file or folder of a store, and nothing outside it.
+
+    >>> [is_plain(name) for name in ("glyphs", "ours@system", "..", "a/b", "C:", "")]
+    [True, True, False, False, False, False]
+    """
+    return name not in ("", ".", "..") and not any(c in "/\\:" or not c.isprintable() for c in name)
 
 
 class TaskCosts(BaseModel):
@@ -101,9 +119,9 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: int = SCHEMA
-    key: str
-    suite: str
-    method: str
+    key: Name
+    suite: Name
+    method: Name
     variant: str = ""
     """The settings in which the cell differs from the method's defaults: 'head_masking=seen'; '' for none."""
     params: Facts

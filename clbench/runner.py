@@ -13,10 +13,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from clbench import __version__, backbones, checkpoint
+from clbench import __version__, backbones, checkpoint, recall
 from clbench.costs import check_declared, task_costs
 from clbench.errors import ClbenchError, LeakError, StoreError
 from clbench.exam import Exam, Outcomes, Round
+from clbench.featurecache import FeatureCache
 from clbench.files import explain, set_aside, write_atomically
 from clbench.marking import SCORE
 from clbench.meter import Meter, stopwatch, tensor_bytes
@@ -102,7 +103,9 @@ def _unmeasured(tasks: int) -> list[list[float | None]]:
 class Run:
     """One cell while it is being run. Use `run`."""
 
-    def __init__(self, cell: Cell, stream: Stream, device: torch.device, progress: Progress) -> None:
+    def __init__(
+        self, cell: Cell, stream: Stream, device: torch.device, progress: Progress, kept: FeatureCache | None = None
+    ) -> None:
         self.cell, self.device, self.progress = cell, device, progress
         seed_everything(cell.seed, "build")
         self.meter = Meter(device)
@@ -112,6 +115,7 @@ class Run:
         shown = examined(stream, cell.protocol.scored_on)
         self.stream, self.vault = self.model.read(shown, recipe).sealed()
         self.untouched = checkpoint.Untouched(self.model)
+        self.recall = recall.made(cell, self.model, [task.test for task in self.stream], kept)
         self.model.freeze_body()
         self.given = recipe
         recipe = recipe.model_copy(update={"epochs": max(1, cell.protocol.epochs)})
@@ -128,7 +132,7 @@ class Run:
         )
         self.strategy.head_masking = cell.method.head_masking
         self.strategy.learning_rate = cell.method.learning_rate or recipe.learning_rate
-        self.exam = Exam(shown, self.stream, self.vault, self.strategy, suite.score)
+        self.exam = Exam(shown, self.stream, self.vault, self.strategy, suite.score, self.recall)
         self.state = State.new(len(stream))
 
     def _tell(self, epoch: int, epochs: int, loss: float) -> None:
@@ -178,7 +182,7 @@ class Run:
                 self.strategy,
                 reading,
                 train_samples=len(task.train),
-                eval_seconds=seconds[0],
+                eval_seconds=seconds[0] + answered.uncounted_seconds,
                 eval_samples=answered.asked,
                 stored=tensor_bytes(checkpoint.tensors_of(self.learned())),
             )
@@ -258,6 +262,8 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """The fields of the record that only a finished run has."""
         notes: dict[str, Any] = {"uncounted_plugins": self.strangers} if self.strangers else {}
+        if self.recall is not None:
+            notes["features"] = self.recall.notes()
         for plugin in self.ours:
             notes.update(plugin.notes())
         weights = checkpoint.sha256(self.learned())
@@ -293,9 +299,11 @@ def run(
     folder: CellFolder | None = None,
     progress: Progress | None = None,
     contended: Callable[[], bool] = lambda: False,
+    kept: FeatureCache | None = None,
 ) -> tuple[Record, Outcomes]:
     """Run one cell, going on after the last finished lesson where `folder` holds a checkpoint.
 
+    `kept`: where to reuse features of the frozen backbone from; None: they are computed as they are asked for.
     `contended()` says whether another cell is, or was since the last call, on the device. A method's
     failure is a record of its failure; interruptions and failures of the store are raised.
     """
@@ -305,7 +313,7 @@ def run(
         reason = cell.method.unsupported(shown)
         if reason is not None:
             return _record(cell, shown, device, state, status="unsupported", reason=reason), {}
-        running, finished = _begin(cell, stream, device, progress or Silent(), folder)
+        running, finished = _begin(lambda: Run(cell, stream, device, progress or Silent(), kept), folder)
         state = running.state
         for index, task in running.lessons()[finished:]:
             state.contended |= contended()
@@ -325,11 +333,9 @@ def run(
         torch.set_num_threads(threads)
 
 
-def _begin(
-    cell: Cell, stream: Stream, device: torch.device, progress: Progress, folder: CellFolder | None
-) -> tuple[Run, int]:
+def _begin(new: Callable[[], Run], folder: CellFolder | None) -> tuple[Run, int]:
     """A run and how many of its lessons are already finished."""
-    running = Run(cell, stream, device, progress)
+    running = new()
     if folder is None or not folder.checkpoint_path.exists():
         return running, 0
     try:
@@ -341,12 +347,13 @@ def _begin(
     except Exception as error:  # torn, foreign, or refused by the method: nothing of it is used
         aside = set_aside(folder.checkpoint_path)
         folder.log("checkpoint_set_aside", file=aside.name, reason=str(error))
-        return Run(cell, stream, device, progress), 0
+        return new(), 0
     folder.log("resumed", reused=[task.name for _, task in running.lessons()[:finished]])
     return running, finished
 
 
 def _save_checkpoint(running: Run, folder: CellFolder) -> None:
+    folder.refuse_if_lost()
     write_atomically(folder.checkpoint_path, running.pack())
     costs = running.state.costs
     folder.log("task_done", finished=len(costs), seconds=costs[-1].train_seconds)

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
-import socket
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
+from clbench import manifest
 from clbench.errors import StoreError
-from clbench.files import explain, set_aside, sweep, write_atomically
-from clbench.record import SCHEMA, Record
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Outcomes = Mapping[str, NDArray[np.int32]]
+from clbench.files import append, explain, inside, read_regular, set_aside, sweep, write_atomically
+from clbench.lease import Lease, LeaseLost, Watch, held
+from clbench.outcomes import Outcomes, pack_outcomes, read_outcomes
+from clbench.processes import Process
+from clbench.record import SCHEMA, Record, is_plain
 
 
 @dataclass
@@ -39,22 +33,22 @@ class Loaded:
 
     def outcomes(self, record: Record) -> Outcomes | None:
         """The per-example outcomes of `record`; None where they are missing or torn."""
-        import numpy as np
+        return read_outcomes(self.folders[record.key])
 
-        path = self.folders[record.key]
-        try:
-            # From memory: of a torn file NumPy would leave the handle open.
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
-            return None
+    def last_outcomes(self, record: Record) -> Outcomes | None:
+        """Those after the last task alone, with tasks and labels: a fraction of the time of reading all."""
+        return read_outcomes(self.folders[record.key], only_last=True)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CellFolder:
     """The place of one cell in a store."""
 
     path: Path
+    watch: Watch = field(default_factory=Watch, repr=False, compare=False)
+    """What was seen of other processes' leases."""
+    lease: Lease | None = field(default=None, repr=False, compare=False)
+    """While this process holds the cell."""
 
     @property
     def record_path(self) -> Path:
@@ -67,15 +61,23 @@ class CellFolder:
         return self.path / "checkpoint" / "state.safetensors"
 
     def save(self, record: Record, outcomes: Outcomes) -> None:
-        """Write outcomes, then the record (from then on the cell is done), then drop the checkpoint.
+        """Write outcomes, manifest, then the record (from then on the cell is done), then drop the checkpoint.
 
-        A failed cell keeps its checkpoint: what made it fail, for example a full GPU, may pass.
+        A failed cell keeps its checkpoint: what made it fail, for example a full GPU, may pass. Raises LeaseLost where
+        another process has taken the cell over.
         """
-        if outcomes:
-            write_atomically(self.path / "outcomes.npz", pack_outcomes(outcomes))
-        write_atomically(self.record_path, record.model_dump_json(indent=1).encode())
+        self.refuse_if_lost()
+        files = {"outcomes.npz": pack_outcomes(outcomes)} if outcomes else {}
+        self.put(record.model_dump_json(indent=1).encode(), files)
         if record.status != "failed":
             self.drop_checkpoint()
+
+    def put(self, record: bytes, files: Mapping[str, bytes]) -> None:
+        """Write a record's files, their manifest, and the record last."""
+        for name, content in files.items():
+            write_atomically(self.path / name, content)
+        write_atomically(self.path / manifest.NAME, manifest.pack(self.path, record, files))
+        write_atomically(self.record_path, record)
 
     def drop_checkpoint(self) -> None:
         """Remove the checkpoint, if any."""
@@ -96,42 +98,45 @@ class CellFolder:
         """Append one line to the cell's log."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            append(self.path / "log.jsonl", json.dumps(line, ensure_ascii=False) + "\n")
         except OSError as error:
             raise StoreError(explain(error, self.path / "log.jsonl")) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
-        """Hold the cell for this process; yields False at once where another process holds it.
+        """Hold the cell for this process; yields False where another process holds it.
 
-        The lock is the operating system's and ends with the process that holds it. Whoever gets it removes
-        the temporary files of killed holders.
+        What ends the process ends the lease, see `clbench.lease`. Whoever gets it removes the temporary files of
+        killed holders.
         """
-        from filelock import FileLock, Timeout
+        with held(self.path, self.watch) as mine:
+            if mine is not None:
+                self._refuse_links()
+                sweep(self.path)
+            self.lease = mine
+            try:
+                yield mine is not None
+            finally:
+                self.lease = None
 
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / "lock", timeout=0)
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        except OSError as error:
-            raise StoreError(explain(error, self.path)) from error
-        try:
-            sweep(self.path)
-            yield True
-        finally:
-            lock.release()
+    def _refuse_links(self) -> None:
+        for path in (self.checkpoint_path.parent, self.checkpoint_path):
+            if path.is_symlink():
+                raise StoreError(f"'{path}' is a link, which leads out of the cell; remove it.")
+
+    def refuse_if_lost(self) -> None:
+        """Raise LeaseLost where this process held the cell and was silent for so long that another took it over."""
+        if self.lease is not None and self.lease.lost():
+            raise LeaseLost(
+                f"another process took '{self.path}' over while this one stood still; the cell is left to it."
+            )
 
 
 class Store:
     """A folder of runs (`runs/`, scratch) and of published records (`records/`)."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.watch = root, Watch()
 
     @classmethod
     def create(cls, root: Path) -> Store:
@@ -153,16 +158,30 @@ class Store:
         return cls(root)
 
     def cell(self, suite: str, method: str, key: str) -> CellFolder:
-        """The place of one cell."""
-        return CellFolder(self.root / "runs" / suite / method / key)
+        """The place of one cell. Raises StoreError where that is not inside the store."""
+        return CellFolder(self.place("runs", suite, method, key), self.watch)
+
+    def place(self, *parts: str) -> Path:
+        """The path of a file or folder of the store.
+
+        Raises StoreError for a name that would lead out of the store, as '..' does, or through a link that does.
+        """
+        path = self.root.joinpath(*parts)
+        wrong = [part for part in parts if not is_plain(part)]
+        if wrong:
+            raise StoreError(f"'{wrong[0]}' cannot be the name of a file in the store '{self.root}'.")
+        if not inside(path, self.root):
+            raise StoreError(f"'{path}' is a link that leads out of the store; nothing is written there.")
+        return path
 
     def load(self, suite: str | None = None, published: bool = False) -> Loaded:
         """All records of one suite or of all, from the runs or from the published ones."""
         loaded = Loaded()
-        base = self.root / ("records" if published else "runs")
-        folders = [base / suite] if suite else [path for path in sorted(base.glob("*")) if path.is_dir()]
-        pattern = "*.json" if published else "*/*/record.json"
-        for path in (path for folder in folders for path in sorted(folder.glob(pattern))):
+        depth, name = (1, "*.json") if published else (3, "record.json")
+        folders, loaded.problems = self.folders(
+            "records" if published else "runs", *([suite] if suite else []), depth=depth - bool(suite)
+        )
+        for path in (path for folder in folders for path in sorted(folder.glob(name))):
             record, problem = _read(path, None if published else path.parent.name)
             if problem is not None:
                 loaded.problems.append(problem)
@@ -175,13 +194,32 @@ class Store:
             loaded.folders[record.key] = path.with_suffix(".npz") if published else path.parent / "outcomes.npz"
         return loaded
 
+    def folders(self, *parts: str, depth: int) -> tuple[list[Path], list[str]]:
+        """The folders so deep below one of the store's, sorted, and a sentence for each link that leads out of it.
+
+        Names that begin with a dot are not those of suites, methods or cells.
+        """
+        found = [self.root.joinpath(*parts)] if all(map(is_plain, parts)) else []
+        problems = list[str]()
+        for step in range(depth + 1):
+            found = [path for path in found if not path.is_symlink() or self._keeps(path, problems)]
+            if step < depth:
+                found = [below for path in found for below in _below(path)]
+        return found, problems
+
+    def _keeps(self, path: Path, problems: list[str]) -> bool:
+        kept = inside(path, self.root)
+        if not kept:
+            problems.append(f"'{path}' is a link that leads out of the store; it is left out.")
+        return kept
+
     def publish(self, record: Record, outcomes: Outcomes | None) -> Path:
         """Copy a finished record to the published ones, where it replaces the same run's older one; returns its path.
 
         The same run: equal suite, method, parameters, recipe, seeds, kind of device and precision.
         """
         label = "-".join(part for part in (record.method, _slug(record.variant), f"seed{record.seed}") if part)
-        path = self.root / "records" / record.suite / f"{label}-{record.key}.json"
+        path = self.place("records", record.suite, f"{label}-{record.key}.json")
         if outcomes:
             write_atomically(path.with_suffix(".npz"), pack_outcomes(outcomes))
         write_atomically(path, (record.model_dump_json(indent=1) + "\n").encode())
@@ -201,7 +239,7 @@ class Store:
         """
         mine, shared = self._running(key)
         shared.unlink(missing_ok=True)
-        content = {"host": socket.gethostname(), "pid": os.getpid(), "device": device}
+        content = {**Process.here().facts(), "device": device}
         write_atomically(mine, json.dumps(content).encode())
         try:
             for other in (others := self._others(key, device)):
@@ -222,23 +260,22 @@ class Store:
 
     def _running(self, key: str) -> tuple[Path, Path]:
         """The file that says that a cell runs, and the one that says that it shares its device."""
-        folder = self.root / "runs" / ".running"
+        folder = self.place("runs", ".running")
         return folder / f"{key}.json", folder / f"{key}.shared"
 
     def _others(self, key: str, device: str) -> list[str]:
         """The keys of the other cells on `device`, of living processes of this machine; the files of dead ones go."""
         found: list[str] = []
-        for path in (self.root / "runs" / ".running").glob("*.json"):
+        for path in self.place("runs", ".running").glob("*.json"):
             try:
-                other = json.loads(path.read_bytes())
-                here, alive = other["host"] == socket.gethostname(), _alive(int(other["pid"]))
-                same = other["device"] == device
+                other = json.loads(read_regular(path))
+                process, same = Process.of(other), other["device"] == device
             except (OSError, ValueError, TypeError, LookupError):
                 continue
-            if here and not alive:
+            if process.ended:
                 for file in self._running(path.stem):
                     file.unlink(missing_ok=True)
-            elif here and same and path.stem != key:
+            elif process.is_near and same and path.stem != key:
                 found.append(path.stem)
         return found
 
@@ -246,7 +283,7 @@ class Store:
 def _read(path: Path, key: str | None) -> tuple[Record | None, str | None]:
     """The record at `path`, which must be of the cell `key` if one is given, or what is wrong; neither if absent."""
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except FileNotFoundError:
         return None, None
     except OSError as error:
@@ -267,39 +304,40 @@ def _run(record: Record) -> tuple[object, ...]:
 def parse_record(text: bytes, path: Path) -> tuple[Record | None, str | None]:
     """The record in `text`, or None and a sentence that names `path`."""
     try:
-        content = json.loads(text)
-    except ValueError:
-        return None, f"'{path}' is torn or no JSON; it is left out."
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if type(version) is not int:
-        return None, f"'{path}' is no record of clbench; it is left out."
-    if version > SCHEMA:
-        return None, f"'{path}' is of schema {version}, newer than this clbench reads ({SCHEMA}); update clbench."
+        record = Record.model_validate_json(text)
+        if 0 < record.schema_version <= SCHEMA:
+            return record, None
+    except (ValidationError, RecursionError):
+        pass  # what is wrong is told below
+    return None, _why_none(text, path)
+
+
+def _why_none(text: bytes, path: Path) -> str:
     try:
-        return Record.model_validate(content), None
+        content = json.loads(text)
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if type(version) is not int or version < 1:
+            return f"'{path}' is no record of clbench; it is left out."
+        if version > SCHEMA:
+            return f"'{path}' is of schema {version}, newer than this clbench reads ({SCHEMA}); update clbench."
+        Record.model_validate(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        return None, f"'{path}' is damaged at '{where}'; it is left out."
+        return f"'{path}' is damaged at '{where}'; it is left out."
+    except (ValueError, RecursionError):
+        pass
+    return f"'{path}' is torn or no JSON; it is left out."
 
 
-def pack_outcomes(outcomes: Outcomes) -> bytes:
-    """Outcomes as the bytes of an npz file."""
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **outcomes)  # type: ignore[arg-type]
-    return buffer.getvalue()
+def _below(folder: Path) -> list[Path]:
+    """The folders in a folder, by name; none where there is none."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names)]
 
 
 def _slug(text: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in text)[:60]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

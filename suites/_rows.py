@@ -82,8 +82,9 @@ def require(*sources: Source) -> None:
         }
         if any(lacking.values()):
             whole = [Path(task).name for task, files in lacking.items() if not files]
+            title = source.title[0].upper() + source.title[1:]
             sentences.append(
-                f"{source.title} is not whole in '{source.folder}': missing {', '.join(chain(*lacking.values()))}. "
+                f"{title} is not whole in '{source.folder}': missing {', '.join(chain(*lacking.values()))}. "
                 + source.advice
                 + (f" Whole tasks, which can be chosen: {', '.join(whole)}." if whole else "")
             )

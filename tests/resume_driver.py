@@ -21,6 +21,7 @@ import torch
 
 from clbench import catalog, files, plan
 from clbench.executors import Quiet, inline
+from clbench.model import ImageClassifier
 from clbench.pace import Pace
 from clbench.plan import Cell
 from clbench.store import CellFolder, Store
@@ -65,6 +66,13 @@ def die_at(moment: str, count: int) -> None:
             return die() if next(left) == 1 else forward(self)
 
         Strategy.forward = dying_forward  # type: ignore[method-assign]
+    elif kind == "reply":  # while test examples are answered
+        reply = ImageClassifier.reply
+
+        def dying_reply(self: ImageClassifier, *args: Any) -> Any:
+            return die() if next(left) == 1 else reply(self, *args)
+
+        ImageClassifier.reply = dying_reply  # type: ignore[method-assign]
     elif kind == "writing":  # a file is half written
         mkstemp = tempfile.mkstemp
 

@@ -22,16 +22,16 @@ ROOT = Path(__file__).parents[1]
 
 # Within a floor, a bar is a step: what stands right of it may also import what stands left of it.
 FLOORS = (
-    "errors seeding terms padding datafolder text | record metrics scoring stream transforms recipe files glyphs words "
-    "contents fingerprint | model",
+    "errors seeding terms padding datafolder text processes | record metrics scoring stream transforms recipe files "
+    "glyphs words contents fingerprint | model lease manifest outcomes",
     "data | protocol backbones adapters meter pace checkpoint origin | method imagestore",
-    "loader featurecache | suite strategy store stats row remarks | table tiny | significance arrange verify "
-    "| differences",
+    "loader featurecache | suite strategy store stats row remarks | table tiny upkeep index "
+    "| significance arrange verify | differences",
     "report imports methods suites",
-    "marking | plan exam costs | runner memory | executors | journal | trackers tune trial live | conformance",
+    "marking plan costs | recall | exam | runner memory | executors | journal | trackers tune trial live | conformance",
     "catalog",
-    "memo views options | compare skeleton doctor cli_cache cli_data cli_report cli_runs cli_tables cli_verify | cli "
-    "| __main__",
+    "memo views options | compare skeleton doctor cli_cache cli_data cli_report cli_runs cli_store cli_tables "
+    "cli_verify | cli | __main__",
 )
 FLOOR = {
     name: (floor, step)

@@ -164,7 +164,7 @@ def test_of_a_method_given_by_file_the_latest_source_counts(tmp_path: Path) -> N
         origin = Record.example().origin.model_copy(update={"started": f"2026-01-0{day}T00:00:00+00:00"})
         return Record.example(key=key, method="mine", fingerprint=fingerprint, seed=day, origin=origin)
 
-    loaded = SimpleNamespace(outcomes=lambda record: None)
+    loaded = SimpleNamespace(last_outcomes=lambda record: None)
     records = [made("a", "old", 1), made("b", "new", 2)]
     (row,) = views.tables(loaded, records)[0].rows  # type: ignore[arg-type]
     assert (row.n_seeds, row.status) == (1, "done")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from clbench import catalog, executors, plan
 from clbench.errors import NotAvailable, UnknownName
 from clbench.plan import Cell
+from clbench.processes import Process
 from clbench.record import Record
 from clbench.store import Store
 from clbench.stream import Stream
@@ -63,6 +65,31 @@ def test_a_failure_that_another_driver_met_meanwhile_is_taken_over(
     monkeypatch.setattr(executors.CellFolder, "lock", lock_after_them)
     summary = executors.inline([cell], stream, store, torch.device("cpu"))
     assert (summary.made, summary.elsewhere, summary.failed) == ([], [theirs], [theirs])
+
+
+def test_a_cell_that_was_taken_over_while_this_process_stood_still_is_left_to_the_other(
+    tmp_path: Path, cell_and_stream: tuple[Cell, Stream]
+) -> None:
+    cell, stream = cell_and_stream
+    store = Store.create(tmp_path)
+    folder = store.cell("tiny", "ncm", cell.key)
+    theirs = Record.example(key=cell.key, suite="tiny", method="ncm")
+    told: list[str] = []
+
+    class Overtaken(executors.Quiet):
+        def cell_started(self, cell: Cell) -> None:
+            """They take the cell, do it, and let it go."""
+            folder.save(theirs, {})
+            (folder.path / ".lease-2").write_text(json.dumps({**Process.here().facts(), "state": "free"}))
+
+        def message(self, text: str) -> None:
+            told.append(text)
+
+    summary = executors.inline([cell], stream, store, torch.device("cpu"), Overtaken())
+    assert (summary.made, summary.elsewhere) == ([], [theirs])
+    assert folder.read() == (theirs, None)
+    (sentence,) = told
+    assert str(folder.path) in sentence
 
 
 def test_devices_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def test_what_was_put_comes_back_to_the_bit(cache: FeatureCache) -> None:
 
 def test_the_longest_unused_goes_first(cache: FeatureCache) -> None:
     for second, key in enumerate("abc"):
-        cache.put(key, features(60))  # 960 bytes and a header of 128
+        cache.put(key, features(60))  # 960 bytes, a header of 128 and a seal of 32
         os.utime(cache.folder / f"{key}.npy", (second, second))
     assert cache.get("a") is not None  # now the latest used
     cache.put("d", features(60))
@@ -45,6 +45,17 @@ def test_what_does_not_fit_is_not_kept_and_drives_nothing_out(cache: FeatureCach
     cache.put("small", features(10))
     cache.put("large", features(1_000))
     assert [entry.path.stem for entry in cache.entries()] == ["small"]
+
+
+def test_a_file_with_a_wrong_bit_is_as_good_as_none(cache: FeatureCache) -> None:
+    cache.put("a", features(10))
+    path = cache.folder / "a.npy"
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 1
+    path.write_bytes(content)
+    assert cache.get("a") is None
+    assert cache.holds("a")
+    assert not cache.holds("b")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY torn", b"something else"])

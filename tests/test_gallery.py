@@ -25,7 +25,10 @@ def run(method: str, seed: int, **changes: object) -> Record:
 def chapters() -> list[Chapter]:
     first = [run("ewc", 0), run("ewc", 1), run("gem", 0)]
     second = [run("ewc", 0, order_seed=3, suite_hash="cccc")]
-    digits = [Entry(make_tables(records)[0], tuple(records), {"curves": BARS}, {"curves": "Up."}) for records in (first, second)]
+    digits = [
+        Entry(make_tables(records)[0], tuple(records), {"curves": BARS}, {"curves": "Up."})
+        for records in (first, second)
+    ]
     letters = [run("<b>|", 0, suite="l|<i>")]
     return [
         Chapter("digits", "ten digits", tuple(digits)),

@@ -124,5 +124,9 @@ def test_the_forecast_is_the_mean_of_what_equal_cells_took() -> None:
         past(cell, 100, status="failed", reason="broken"),
     ]
     assert forecast_seconds(cell, others) is None
+    for name in ("backbone", "stream", "stream_sha256", "transform"):
+        assert forecast_seconds(cell, [past(cell, 2, protocol={**cell.protocol.model_dump(), name: "other"})]) is None
+    reordered = {**cell.protocol.model_dump(), "order_seed": 1, "stream_sha256": "other"}
+    assert forecast_seconds(cell, [past(cell, 2, protocol=reordered)]) == 3
     assert forecast_seconds(cell, [*others, past(cell, 2), past(cell, 4)]) == 4
     assert forecast_seconds(replace(cell, device_kind="cuda"), [past(cell, 2)]) is None

@@ -102,7 +102,7 @@ MOMENTS: dict[str, tuple[list[Any], int]] = {
     "while writing the first checkpoint": (["writing state.safetensors", 1], 0),
     "while writing the second checkpoint": (["writing state.safetensors", 2], 1),
     "between a checkpoint and its line in the log": (["logging task_done", 2], 2),
-    "while scoring for the audit": (["forward", 41], 3),
+    "while scoring for the audit": (["reply", 5], 3),
     "while writing the outcomes": (["writing outcomes.npz", 1], 3),
     "between outcomes and record": (["writing record.json", 1], 3),
 }

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +13,7 @@ import pytest
 
 from clbench import files
 from clbench.errors import StoreError
+from clbench.lease import LeaseLost
 from clbench.record import SCHEMA, Record
 from clbench.store import CellFolder, Store
 
@@ -76,7 +75,7 @@ def test_the_outcomes_are_there_before_the_record(store: Store, monkeypatch: pyt
     written: list[str] = []
     monkeypatch.setattr("clbench.store.write_atomically", lambda path, content: written.append(path.name))
     folder.save(Record.example(key="k1"), OUTCOMES)
-    assert written == ["outcomes.npz", "record.json"]
+    assert written == ["outcomes.npz", "manifest.json", "record.json"]
 
 
 def test_a_full_disk_keeps_the_old_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +88,7 @@ def test_a_full_disk_keeps_the_old_record(store: Store, monkeypatch: pytest.Monk
     with pytest.raises(StoreError, match="no space left"):
         folder.save(Record.example(key="k1", seed=7), OUTCOMES)
     assert folder.read() == (Record.example(key="k1"), None)
-    assert sorted(path.name for path in folder.path.iterdir()) == ["outcomes.npz", "record.json"]
+    assert sorted(path.name for path in folder.path.iterdir()) == ["manifest.json", "outcomes.npz", "record.json"]
 
 
 def test_the_log_has_a_line_an_event(store: Store) -> None:
@@ -286,20 +285,24 @@ def test_a_copied_record_counts_once(store: Store) -> None:
 # processes
 
 
-def test_a_cell_is_held_by_one_process_at_a_time(store: Store, tmp_path: Path) -> None:
+def test_a_cell_is_held_by_one_process_at_a_time(store: Store) -> None:
     folder = store.cell("digits", "plain", "k1")
-    answer = tmp_path / "answer"
-
-    def ask() -> None:
-        with folder.lock() as mine:
-            answer.write_text(str(mine))
-
     with folder.lock() as mine:
         assert mine
-        elsewhere(ask)
-        assert answer.read_text() == "False"
-    elsewhere(ask)
-    assert answer.read_text() == "True"
+        with Store(store.root).cell("digits", "plain", "k1").lock() as theirs:
+            assert not theirs
+    with Store(store.root).cell("digits", "plain", "k1").lock() as theirs:
+        assert theirs
+
+
+def test_who_stood_still_and_was_followed_writes_nothing_more(store: Store) -> None:
+    folder = put(store, "k1")
+    with folder.lock() as mine:
+        assert mine
+        (folder.path / ".lease-2").write_text("")  # another process took it over
+        with pytest.raises(LeaseLost, match=r"took .* over"):
+            folder.save(Record.example(key="k1", seed=7), OUTCOMES)
+    assert folder.read() == (Record.example(key="k1"), None)
 
 
 def test_a_lock_ends_with_its_process(store: Store, tmp_path: Path) -> None:
@@ -332,68 +335,3 @@ def test_a_folder_that_cannot_be_made_is_a_store_error(store: Store) -> None:
     (store.root / "runs" / "digits").write_text("")
     with pytest.raises(StoreError, match="needs a folder"), store.cell("digits", "plain", "k1").lock():
         pass
-
-
-def test_cells_on_one_device_know_of_each_other(store: Store) -> None:
-    with store.running("k1", "cpu"):
-        assert not store.others_running("k1", "cpu")
-        with store.running("k2", "cuda:0"):
-            assert not store.others_running("k1", "cpu")
-        with store.running("k3", "cpu"):
-            assert store.others_running("k1", "cpu")
-            assert store.others_running("k3", "cpu")
-    with store.running("k1", "cpu"):
-        assert not store.others_running("k1", "cpu")
-    assert list((store.root / "runs" / ".running").iterdir()) == []
-
-
-def test_an_overlap_is_not_forgotten_when_it_ends(store: Store) -> None:
-    with store.running("k1", "cpu"):
-        with store.running("k2", "cpu"):
-            pass
-        assert store.others_running("k1", "cpu")
-
-
-def test_who_ends_while_being_marked_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, first = store.root / "runs" / ".running", contextlib.ExitStack()
-
-    def late(path: Path, content: bytes) -> None:
-        if path.name == "k1.shared":
-            first.close()  # k1 was seen running and is gone before its mark is written
-        files.write_atomically(path, content)
-
-    first.enter_context(store.running("k1", "cpu"))
-    monkeypatch.setattr("clbench.store.write_atomically", late)
-    with store.running("k2", "cpu"):
-        assert [path.name for path in folder.glob("k1.*")] == []
-        assert store.others_running("k2", "cpu")
-    assert list(folder.iterdir()) == []
-
-
-def test_a_dead_process_contends_with_nobody(store: Store) -> None:
-    def die_running() -> None:
-        with store.running("k1", "cpu"):
-            os.kill(os.getpid(), 9)
-
-    elsewhere(die_running)
-    file = store.root / "runs" / ".running" / "k1.json"
-    assert file.exists()
-    with store.running("k2", "cpu"):
-        assert not store.others_running("k2", "cpu")
-    assert not file.exists()
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"host": 1, "pid": "x", "device": "cpu"}'])
-def test_a_torn_note_of_a_running_cell_is_ignored(store: Store, content: str) -> None:
-    files.write_atomically(store.root / "runs" / ".running" / "k1.json", content.encode())
-    with store.running("k2", "cpu"):
-        assert not store.others_running("k2", "cpu")
-
-
-def test_another_machines_processes_are_its_own(store: Store) -> None:
-    note = {"host": f"not {socket.gethostname()}", "pid": 1, "device": "cpu"}
-    path = store.root / "runs" / ".running" / "k1.json"
-    files.write_atomically(path, json.dumps(note).encode())
-    with store.running("k2", "cpu"):
-        assert not store.others_running("k2", "cpu")
-    assert path.exists()

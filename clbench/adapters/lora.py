@@ -75,6 +75,11 @@ class LoRALinear(nn.Module):
         self.restart(generator)
 
     @property
+    def is_off(self) -> bool:
+        """Whether it gives what the frozen layer gives."""
+        return self.use == "none" and not len(self.past_down)
+
+    @property
     def folds(self) -> bool:
         """Whether the effective weight takes in the retired pairs: where it is as exact as they are."""
         return self.base.weight.dtype in (torch.float32, torch.float64)

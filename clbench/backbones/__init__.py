@@ -29,6 +29,9 @@ CONTENTS: dict[str, Entry] = {
     "llama-1b-shape": Entry(
         "clbench.backbones.causal:LLAMA_1B_SHAPE", "the shape of Llama-3.2-1B with random weights, for timing"
     ),
+    "llama-7b-shape": Entry(
+        "clbench.backbones.causal:LLAMA_7B_SHAPE", "the shape of Llama-2-7B with random weights, for timing"
+    ),
     "llama-3.2-1b-instruct": Entry("clbench.backbones.causal:LLAMA_32_1B", "meta-llama/Llama-3.2-1B-Instruct"),
     "llama-2-7b-chat": Entry("clbench.backbones.causal:LLAMA_2_7B", "meta-llama/Llama-2-7b-chat-hf"),
     "gemma-2b-it": Entry("clbench.backbones.causal:GEMMA_2B", "google/gemma-2b-it"),
@@ -64,6 +67,7 @@ CONTENTS: dict[str, Entry] = {
 }
 FAMILIES: dict[str, Entry] = {
     "hf": Entry("clbench.backbones.causal:hub_family", "any causal language model: a hub's name, PATH a folder of it"),
+    "hf-4bit": Entry("clbench.backbones.causal:packed_family", "the same in 4 bits, by bitsandbytes"),
     "timm": Entry("clbench.backbones.tags:timm_family", "any vision transformer of timm, with its own weights or PATH"),
     "ibot": Entry("clbench.backbones.tags:ibot_family", "a vision transformer by timm's name, PATH as iBOT writes it"),
 }

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from clbench.backbones.packed import PackedLinear, is_packed
 from clbench.errors import BadValue
 
 KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
@@ -29,14 +30,25 @@ def refuse_unknown(body: PreTrainedModel, kinds: Collection[str]) -> None:
 
 
 def with_linear_layers(body: PreTrainedModel) -> PreTrainedModel:
-    """GPT-2's transposed layers as linear ones, so that adapters meet one kind."""
-    for path, layer in [(path, layer) for path, layer in body.named_modules() if isinstance(layer, Conv1D)]:
-        linear = nn.Linear(layer.nx, layer.nf, dtype=layer.weight.dtype)
-        linear.weight = nn.Parameter(layer.weight.detach().T.contiguous())
-        linear.bias = layer.bias
+    """GPT-2's transposed layers as linear ones, and packed ones as ours, so that adapters meet one kind."""
+    for path, layer in list(body.named_modules()):
+        new: nn.Module
+        if is_packed(layer):
+            new = PackedLinear(layer)
+        elif isinstance(layer, Conv1D):
+            new = _straight(layer)
+        else:
+            continue
         parent, _, leaf = path.rpartition(".")
-        setattr(body.get_submodule(parent), leaf, linear)
+        setattr(body.get_submodule(parent), leaf, new)
     return body
+
+
+def _straight(layer: Conv1D) -> nn.Linear:
+    linear = nn.Linear(layer.nx, layer.nf, dtype=layer.weight.dtype)
+    linear.weight = nn.Parameter(layer.weight.detach().T.contiguous())
+    linear.bias = layer.bias
+    return linear
 
 
 def blocks_of(body: PreTrainedModel, depth: int) -> list[tuple[str, nn.Module]]:
@@ -57,12 +69,15 @@ def attention_of(block: nn.Module) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' advice on standard error."""
+    """Without transformers' advice and progress on standard error."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

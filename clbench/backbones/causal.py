@@ -17,16 +17,23 @@ if TYPE_CHECKING:
     from clbench.backbones.language import LanguageModel
 
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")
+_UNWANTED = ("consolidated*", "original/*")
+"""The same weights once more, in forms that transformers does not read."""
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A causal language model in transformers' folder layout, by path or by its name on the Hugging Face hub."""
+    """A causal language model in transformers' folder layout, by path or by its name on the Hugging Face hub.
+
+    In four bits, the linear layers of its blocks are held as `packed` tells; what is trained beside them is float32 as
+    ever.
+    """
 
     name: str
     hub: str = ""
     """Its name on the hub; empty where only a folder will do."""
     path: Path | None = None
+    four_bits: bool = False
 
     def at(self, path: Path) -> HubSource:
         """The same model from the folder `path`."""
@@ -47,15 +54,22 @@ class HubSource:
                     "with a folder that AutoModelForCausalLM.from_pretrained reads."
                 )
             return self.path
+        return self._fetched(_WANTED, "*.safetensors")
+
+    def _fetched(self, wanted: tuple[str, ...], needed: str) -> Path:
+        """The hub's files that are `wanted`; from the cache alone, if it holds one that is `needed`."""
         from huggingface_hub import snapshot_download
 
+        take, leave = list(wanted), list(_UNWANTED)
         for local in (True, False):
             try:
-                folder = Path(snapshot_download(self.hub, local_files_only=local, allow_patterns=list(_WANTED)))
+                folder = Path(
+                    snapshot_download(self.hub, local_files_only=local, allow_patterns=take, ignore_patterns=leave)
+                )
             except Exception as error:  # offline, unknown, or gated: each has an exception of its own
                 reason = error
                 continue
-            if not local or any(folder.glob("*.safetensors")):  # a cache may hold the configuration alone
+            if not local or any(folder.glob(needed)):  # a cache may hold the configuration alone
                 return folder
         raise NotAvailable(
             f"'{self.hub}' is neither in the Hugging Face cache nor to be had from the hub "
@@ -65,29 +79,41 @@ class HubSource:
         )
 
     def weights_sha256(self) -> str:
-        """Hash over the weights' files and the tokenizer's."""
+        """Hash over the weights' files and the tokenizer's; refuses four bits where they cannot be had."""
+        if self.four_bits:
+            from clbench.backbones.packed import packing
+
+            packing(f"hf:{self.hub}")
         folder = self.folder()
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
+        files = [file for file in files if not file.match(_UNWANTED[0])]
         if not any(file.suffix == ".safetensors" for file in files):
             raise NotAvailable(f"no *.safetensors in '{folder}'; save the model with safe_serialization=True.")
         return _sha256(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
     def build(self, classes: int, seed: int, *, normalisation: str, weights: str) -> LanguageModel:
-        """The model, in the precision in which its weights are stored."""
+        """The model, in the precision in which its weights are stored, or in four bits.
+
+        Raises NotAvailable where the folder holds none, or what four bits need is not installed.
+        """
         from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         from clbench.backbones.anatomy import quiet
         from clbench.backbones.language import LanguageModel
+        from clbench.backbones.packed import packing
         from clbench.backbones.reading import HubTokenizer
 
+        if self.four_bits and weights == "random":
+            raise BadValue(f"random weights are never in four bits; leave out --weights, or name 'hf:{self.hub}'.")
+        form = packing(f"hf:{self.hub}") if self.four_bits else {}
         folder = self.folder()
         with quiet():
             try:
                 tokenizer = HubTokenizer(AutoTokenizer.from_pretrained(folder))
                 if weights == "random":
                     return _drawn(AutoConfig.from_pretrained(folder), tokenizer)
-                body = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+                body = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **form)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 reason = f"holds no causal language model that can be read: {_first_line(error)}"
                 raise NotAvailable(f"'{folder}' {reason}.") from error
@@ -97,15 +123,17 @@ class HubSource:
         """The model of its configuration, the only file that is read. Raises NotAvailable."""
         from transformers import AutoConfig
 
-        place = self.path or self.hub
+        place = self.path or self._fetched(("config.json",), "config.json")
         try:
             config = AutoConfig.from_pretrained(place)
         except (OSError, ValueError) as error:
             raise NotAvailable(
-                f"no configuration of a language model at '{place}' ({_first_line(error)}); download it where the "
-                f"internet is there ('hf download {self.hub}'), or pass --backbone {self.name}@FOLDER."
+                f"no configuration of a language model in '{place}' ({_first_line(error)}); pass --backbone "
+                f"{self.name}@FOLDER with a folder that holds a config.json."
             ) from error
-        return _outlined(config, precision)
+        model = _outlined(config, precision)
+        model.four_bits = self.four_bits
+        return model
 
 
 @dataclass(frozen=True)
@@ -206,6 +234,11 @@ def hub_family(name: str) -> HubSource:
     return HubSource(f"hf:{name}", name)
 
 
+def packed_family(name: str) -> HubSource:
+    """`hf-4bit:NAME`: the same in four bits."""
+    return HubSource(f"hf-4bit:{name}", name, four_bits=True)
+
+
 def _llama(**fields: Any) -> Any:
     from transformers import LlamaConfig
 
@@ -250,9 +283,23 @@ def _one_billion() -> Any:
     )
 
 
+def _seven_billion() -> Any:
+    """The shape of Llama-2-7B."""
+    return _llama(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
+
+
 TINY_LM = ShapeSource("tiny-lm", _tiny, Path(__file__).with_name("tiny-lm.safetensors"))
 NANO_LM = ShapeSource("nano-lm", _nano)
 LLAMA_1B_SHAPE = ShapeSource("llama-1b-shape", _one_billion)
+LLAMA_7B_SHAPE = ShapeSource("llama-7b-shape", _seven_billion)
 LLAMA_32_1B = HubSource("llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct")
 LLAMA_2_7B = HubSource("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf")
 GEMMA_2B = HubSource("gemma-2b-it", "google/gemma-2b-it")

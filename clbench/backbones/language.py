@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from clbench.backbones.anatomy import KINDS_OF_LAYERS, attention_of, blocks_of, refuse_unknown, with_linear_layers
+from clbench.backbones.packed import PackedLinear
 from clbench.backbones.reading import Lessons, Limits, Questions, Tokenizer
 from clbench.errors import BadValue
 from clbench.model import Classifier, Prefixes, Site
@@ -52,6 +53,8 @@ class LanguageModel(Classifier):
         self.attentions = [attention_of(block) for _, block in self.blocks]
         self.temperature, self.span = 0.0, 1
         """How many positions at the end may hold an answer's tokens; grows with the tasks."""
+        self.four_bits = any(isinstance(module, PackedLinear) for module in self.body.modules())
+        """Whether the blocks' linear layers are held in four bits; set where a model is only outlined."""
         self._use_prefixes()
 
     @property
@@ -168,8 +171,18 @@ class LanguageModel(Classifier):
             self._refuse_longer(task.name, max(part.longest for part in (*lessons, asked)))
             return Task(task.name, *lessons, asked, task.classes)
 
-        self.body.to(torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32)
+        self._hold_in(torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32)
         return Stream(tuple(read(task) for task in stream), stream.class_names)
+
+    def _hold_in(self, precision: torch.dtype) -> None:
+        """Store the weights in `precision`; those in four bits stay so.
+
+        Buffers stay as they are: the frequencies of rotary positions, rounded to a bfloat16, would turn distant tokens
+        by angles that the model has never seen.
+        """
+        for parameter in self.body.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(precision)
 
     def _refuse_longer(self, task: str, longest: int) -> None:
         """Raise BadValue where `longest` tokens are more than the model was made for."""
@@ -264,7 +277,7 @@ class LanguageModel(Classifier):
             rows = {name: (ends[i], ends[i + 1]) for i, name in enumerate("qkv") if name in wanted}
             if rows:
                 yield Site(f"{path}.{fused}", index, rows)
-            size = self.get_submodule(f"{path}.{fused}").get_parameter("weight").shape[0]
+            size = self._outputs(f"{path}.{fused}")
             if size != ends[-1] or hasattr(self.body.config, "multi_query"):  # GPT-BigCode goes head by head
                 raise BadValue(f"how '{fused}' of a {type(self.body).__name__} is laid out is not known here.")
             wanted = [name for name in wanted if name not in "qkv"]
@@ -273,8 +286,11 @@ class LanguageModel(Classifier):
             if found is None:
                 kind = type(self.body).__name__
                 raise BadValue(f"{kind} has no layer for the projection '{name}' that is known here; choose others.")
-            size = self.get_submodule(f"{path}.{found}").get_parameter("weight").shape[0]
-            yield Site(f"{path}.{found}", index, {name: (0, size)})
+            yield Site(f"{path}.{found}", index, {name: (0, self._outputs(f"{path}.{found}"))})
+
+    def _outputs(self, path: str) -> int:
+        layer: Any = self.get_submodule(path)
+        return int(layer.out_features)
 
     def feed_forwards(self) -> tuple[tuple[str, str], ...]:
         """The norm before each block's feed-forward network and the network."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from clbench import datafolder
 from clbench.data import cache, cifar, cub, folders, imagenet_r
@@ -22,6 +21,7 @@ from clbench.data.found import Found
 from clbench.data.unpack import unpack
 from clbench.errors import BadValue, StoreError
 from clbench.files import explain, set_aside
+from clbench.lease import Watch, held
 
 READERS: dict[Family, Callable[[Path, DataSet, Mapping[str, Path]], Found]] = {
     "cifar": cifar.read,
@@ -185,15 +185,7 @@ def _about(source: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(home: Path) -> Iterator[None]:
     """Keep other processes from preparing into `home`."""
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(home / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise StoreError(f"another process is preparing '{home}'; wait for it.") from error
-    except OSError as error:
-        raise StoreError(explain(error, home)) from error
-    try:
+    with held(home, Watch(), insist=True) as mine:
+        if mine is None:
+            raise StoreError(f"another process is preparing '{home}'; wait for it.")
         yield
-    finally:
-        lock.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,7 @@ def json_of(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
         content = json.loads(text_of(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else None
         raise malformed(path, line, "is torn or no JSON.") from error
     if not isinstance(content, dict):
@@ -110,9 +110,9 @@ def is_plain(value: Any) -> bool:
 
 def share(value: Any, whole: float, path: Path, line: int | None, name: str) -> float:
     """A score out of `whole` as a fraction; ClbenchError where it is no number from 0 to `whole`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value <= whole * (1 + 1e-9):
-        raise malformed(path, line, f"{name} is {value!r}, no number from 0 to {whole:g}.")
+        raise malformed(path, line, f"{name} is {reprlib.repr(value)}, no number from 0 to {whole:g}.")
     return min(1.0, float(value) / whole)
 
 

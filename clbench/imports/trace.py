@@ -25,6 +25,9 @@ def read(path: Path) -> list[Found]:
     if not files:
         raise malformed(path, None, "holds no 'results-ROUND-TASK-NAME.json'; name TRACE's folder of predictions.")
     count = 1 + max(max(places) for places in files)
+    told = {task for _, task in files}
+    if len(told) < count:  # before there is a row for each, for a name may hold any number
+        raise malformed(path, None, f"holds no file of task {next(i for i in range(count) if i not in told)}.")
     names, sizes, taken = [""] * count, [0] * count, [""] * count
     rows: list[list[float | None]] = [[None] * count for _ in range(count)]
     for (after, task), (file, name) in sorted(files.items()):
@@ -34,8 +37,6 @@ def read(path: Path) -> list[Found]:
         names[task], taken[task] = name, _score_name(content, file)
         rows[after][task] = share(_score(content, taken[task]), _SCALES[taken[task]], file, None, taken[task])
         sizes[task] = len(content["results"]) if isinstance(content.get("results"), list) else 0
-    if "" in names:
-        raise malformed(path, None, f"holds no file of task {names.index('')}.")
     return [
         Found(
             where=path.name,

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from clbench.backbones.language import LanguageModel
@@ -65,7 +67,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: MakeTokenize
         folder = tmp_path_factory.mktemp("model")
         tokenizer = make_tokenizer()
         sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-        body = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **config))
+        body = LlamaForCausalLM(
+            LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **{**sizes, **config})
+        )
         body.save_pretrained(folder, max_shard_size=shard)
         tokenizer.save_pretrained(folder)
         return folder
@@ -81,11 +85,13 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**WIDE, num_key_value_heads=2),
     "mistral": MistralConfig(**WIDE, num_key_value_heads=2, sliding_window=None),
     "mistral with a window": MistralConfig(**WIDE, num_key_value_heads=2, sliding_window=4),
+    "gemma": GemmaConfig(**WIDE, num_key_value_heads=1, head_dim=8),
     "gemma 2": Gemma2Config(
         **WIDE, num_key_value_heads=2, head_dim=8, sliding_window=4, layer_types=TWO_KINDS, attn_logit_softcapping=1.0
     ),
     "gemma 3": Gemma3TextConfig(**WIDE, num_key_value_heads=2, head_dim=8, sliding_window=4, layer_types=TWO_KINDS),
     "qwen 2": Qwen2Config(**WIDE, num_key_value_heads=2),
+    "qwen 3": Qwen3Config(**WIDE, num_key_value_heads=2, head_dim=8),
     "phi": PhiConfig(**WIDE),
     "phi 3": Phi3Config(**WIDE, num_key_value_heads=2, **SPECIAL),
     "gpt-2": GPT2Config(vocab_size=259, n_layer=2, n_head=4, n_embd=16, n_positions=64, initializer_range=0.3),

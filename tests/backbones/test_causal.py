@@ -43,6 +43,47 @@ def test_the_hash_covers_every_weight_and_the_tokenizer_and_not_the_place(saved:
         assert backbones.weights_sha256(f"hf:mine@{changed}") != whole
 
 
+def test_weights_in_a_form_that_is_not_read_are_neither_hashed_nor_fetched(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(saved(), tmp_path / "mistral")
+    whole = backbones.weights_sha256(f"hf:mine@{folder}")
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert backbones.weights_sha256(f"hf:mine@{folder}") == whole
+    asked: list[object] = []
+
+    def snapshot(name: str, *, ignore_patterns: list[str], **further: object) -> str:
+        asked.append(ignore_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    HubSource("x", "some/name").folder()
+    assert asked == [["consolidated*", "original/*"]]
+
+
+def test_an_outline_needs_the_configuration_alone(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(saved() / "config.json", tmp_path)
+    asked: list[object] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str], **further: object) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with torch.device("meta"):
+        assert HubSource("x", "some/name").outline(torch.bfloat16).depth == 2
+    assert asked == [["config.json"]]
+
+
+def test_loading_says_nothing(saved: Saved, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = saved()
+    capfd.readouterr()  # what saving said
+    backbones.build(f"hf:mine@{folder}", 0, 0)
+    assert capfd.readouterr().err == ""
+
+
 def test_shards_are_read_as_one_model(saved: Saved) -> None:
     whole, pieces = (backbones.build(f"hf:mine@{saved(shard=size)}", 0, 0) for size in ("1GB", "4KB"))
     assert [name for name, _ in whole.named_parameters()] == [name for name, _ in pieces.named_parameters()]
@@ -149,12 +190,13 @@ def test_missing_or_changed_shipped_weights_are_refused(tmp_path: Path) -> None:
     assert torch.equal(found["lm_head.weight"], tensors["model.embed_tokens.weight"])
 
 
-def test_the_shape_of_a_billion_weights_is_that_of_llama_32_1b() -> None:
+@pytest.mark.parametrize(("name", "weights"), [("llama-1b-shape", 1_235_814_400), ("llama-7b-shape", 6_738_415_616)])
+def test_shapes_are_those_of_llama_32_1b_and_llama_2_7b(name: str, weights: int) -> None:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        body = AutoModelForCausalLM.from_config(backbones.CONTENTS["llama-1b-shape"].load().config())
-    assert sum(parameter.numel() for parameter in body.parameters()) == 1_235_814_400
+        body = AutoModelForCausalLM.from_config(backbones.CONTENTS[name].load().config())
+    assert sum(parameter.numel() for parameter in body.parameters()) == weights
 
 
 def test_nano_lm_reads_the_tiny_text() -> None:

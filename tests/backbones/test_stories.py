@@ -54,7 +54,7 @@ def test_it_loads_by_name_and_has_the_published_size(name: str, model: LanguageM
 
 
 @torch.no_grad()
-def test_its_perplexity_on_a_simple_story_is_about_2_9(model: LanguageModel) -> None:
+def test_its_perplexity_on_a_simple_story_is_about_2_9(name: str, model: LanguageModel) -> None:
     (task,) = model.read(Stream.of_text([story_task(STORY)]), Recipe()).tasks
     model.begin(task)
     inputs, targets = task.train.batch(torch.tensor([0]), CPU)

@@ -186,7 +186,7 @@ class Shelf:
 
     def left(self, name: str) -> list[str]:
         """What a data set's folder holds, but for the lock."""
-        return sorted(path.name for path in self.home(name).iterdir() if path.name != ".lock")
+        return sorted(path.name for path in self.home(name).iterdir() if not path.name.startswith(".lease"))
 
 
 @pytest.fixture

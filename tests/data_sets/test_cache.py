@@ -12,6 +12,7 @@ from PIL import Image
 from clbench.data import build, cache, contents, found
 from clbench.data.prepare import state
 from clbench.errors import BadValue, NotAvailable, StoreError, UnknownName
+from clbench.lease import Watch, held
 
 Shelf, Make = Any, Any
 
@@ -198,11 +199,9 @@ def test_what_a_killed_preparation_left_is_removed(shelf: Shelf, tmp_path: Path)
 
 
 def test_one_process_at_a_time(shelf: Shelf, tmp_path: Path) -> None:
-    from filelock import FileLock
-
     made = shelf.add("cub200")
     shelf.home("cub200").mkdir(parents=True)
-    with FileLock(shelf.home("cub200") / ".lock"), pytest.raises(StoreError, match="another process is preparing"):
+    with held(shelf.home("cub200"), Watch()), pytest.raises(StoreError, match="another process is preparing"):
         shelf.prepare("cub200", made.unpacked(tmp_path / "unpacked"))
 
 

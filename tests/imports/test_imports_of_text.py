@@ -80,6 +80,7 @@ def test_tasks_of_trace_that_do_not_fit(tmp_path: Path) -> None:
     path = trace(tmp_path / "p", {(0, 0): QA, (2, 2): QA}, NAMES)
     with pytest.raises(ClbenchError, match="holds no file of task 1"):
         imported("trace", path, method="m", seed=0)
+    path = trace(tmp_path / "q", {(0, 0): QA, (1, 1): QA}, NAMES)
     (path / "results-1-0-Other.json").write_text('{"eval": {"accuracy": 1.0}}', encoding="utf-8")
     with pytest.raises(ClbenchError, match="task 0 is called 'Other' here and 'ScienceQA' in another file"):
         imported("trace", path, method="m", seed=0)

@@ -1,0 +1,209 @@
+"""Recall: what the untouched backbone says of the examples that are asked, looked at once for all rounds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from clbench import __version__, checkpoint
+from clbench.featurecache import FeatureCache
+from clbench.meter import stopwatch
+from clbench.model import Classifier, ImageClassifier
+from clbench.origin import device_name, versions
+from clbench.plan import Cell
+from clbench.protocol import digest
+from clbench.stream import Examples
+
+CHECKED = 4
+"""How many examples of a file from the disk are looked at again before the others are believed."""
+TOLERANCE = 0.02
+"""How far those may lie from what was kept, in units of their largest number: another batch rounds otherwise."""
+
+
+class Body:
+    """Whether a backbone is at the moment what it was before a method attached anything."""
+
+    def __init__(self, model: Classifier) -> None:
+        self._body, self._modules = model.body, dict(model.body.named_modules())
+        self._tensors = _tensors(model.body)
+        self.sha256 = checkpoint.sha256(self._tensors)
+        """Of the weights as they were given."""
+
+    def has_its_weights(self) -> bool:
+        """Whether they are the numbers that they were; all are read, for fused optimisers leave no other trace."""
+        return checkpoint.sha256(self._tensors) == self.sha256
+
+    def writes(self) -> int:
+        """How often they were written to, fused optimisers apart."""
+        return sum(tensor._version for tensor in self._tensors.values())
+
+    def is_untouched(self) -> bool:
+        """Every layer in its place, or behind an adapter that is off; no other tensor, no hook, nothing added."""
+        stand_ins: list[str] = []
+        left = dict(self._modules)
+        for path, module in self._body.named_modules():
+            given = left.pop(path, None)
+            if given is None:
+                if not path.startswith(tuple(stand_ins)):
+                    return False
+                continue
+            if module is not given:
+                if not (getattr(module, "is_off", False) and getattr(module, "base", None) is given):
+                    return False
+                stand_ins.append(f"{path}.")
+            if _is_watched(module) or _is_watched(given):
+                return False
+            mine = {f"{path}.{name}".lstrip("."): tensor for name, tensor in _tensors(given, recurse=False).items()}
+            if any(self._tensors.get(name) is not tensor for name, tensor in mine.items()):
+                return False
+        return not left
+
+
+def _tensors(module: nn.Module, recurse: bool = True) -> dict[str, Tensor]:
+    """Its parameters and buffers, by name."""
+    return dict([*module.named_parameters(recurse=recurse), *module.named_buffers(recurse=recurse)])
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a call of it may do more than its class says."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) or module.training)
+
+
+class Recall:
+    """The features of a stream's test examples, row by row, for `ImageClassifier.recall` while they are asked.
+
+    A task's examples are looked at in their own order in batches of the scoring's size, the first time that one of
+    them is asked for, or read from `cache`: so no answer depends on what was kept. What a look took is kept beside
+    its features, and is charged whenever they are recalled (`settle`). Raises nothing for what the disk has lost.
+    """
+
+    def __init__(self, cell: Cell, model: ImageClassifier, parts: Sequence[Examples], cache: FeatureCache) -> None:
+        self.model, self.parts, self.cache = model, tuple(parts), cache
+        recipe, card = cell.suite.recipe, cell.protocol
+        self.batch_size = recipe.eval_batch_size
+        self.device = next(model.body.parameters()).device
+        self.autocast = recipe.precision == "bfloat16"
+        self._body = Body(model)
+        self._as_given: tuple[int, bool] | None = None  # when so often written to, in this block
+        self.terms = {
+            "clbench": [__version__, versions(), device_name(self.device)],
+            "backbone": [card.backbone, self._body.sha256],
+            "inputs": [card.transform, card.normalisation],
+            "asked": [recipe.precision, self.batch_size],
+        }
+        sizes = [len(part) for part in self.parts]
+        self._first = np.cumsum([0, *sizes])
+        self._rows: Tensor | None = None  # [examples of all parts, width]
+        self._costs = torch.zeros(sum(sizes), dtype=torch.float64)  # seconds
+        self.forget()
+        self._asked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._owed = self._spent = 0.0
+        self.computed = self.read = 0
+        self.ignored: list[str] = []
+
+    def forget(self) -> None:
+        """Know nothing of any example; what is on the disk is read again."""
+        self._known = [False] * len(self.parts)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Within the block the model recalls what it is asked for; afterwards nothing is within a learner's reach."""
+        self._owed = self._spent = 0.0
+        self._as_given = None
+        self.model.recall = self._of
+        try:
+            yield
+        finally:
+            self.model.recall = None
+            self._asked.clear()
+
+    def note(self, inputs: Tensor, places: Tensor) -> None:
+        """`inputs` `[n, …]` are the examples at `places` `[n]`, counted over all parts."""
+        self._asked[inputs] = (places, inputs._version)
+
+    def settle(self) -> float:
+        """Seconds that the last block would have taken longer without; negative where it looked at more than asked."""
+        return self._owed - self._spent
+
+    def notes(self) -> dict[str, Any]:
+        """For the record: how many examples were looked at, how many read, and what could not be used."""
+        said = "seconds of scoring hold what recalled features took when they were computed"
+        return {"computed": self.computed, "read": self.read, "ignored": self.ignored, "charged": said}
+
+    def _of(self, inputs: Tensor) -> Tensor | None:
+        """The features `[n, width]` of noted inputs; None for others, and while the backbone is another."""
+        places, version = self._asked.get(inputs, (None, None))
+        asked_alike = torch.is_autocast_enabled(self.device.type) == self.autocast
+        if places is None or inputs._version != version or torch.is_grad_enabled() or not asked_alike:
+            return None
+        if not (self._body.is_untouched() and self._has_its_weights()):
+            return None
+        for part in np.unique(np.searchsorted(self._first, places.numpy(), side="right") - 1).tolist():
+            if not self._known[part]:
+                self._learn(part)
+        assert self._rows is not None
+        self._owed += float(self._costs[places].sum())
+        return self._rows[places.to(self.device, non_blocking=True)]
+
+    def _has_its_weights(self) -> bool:
+        """Looked at once a block, and when one was written to: while answers are asked for no optimiser runs."""
+        writes = self._body.writes()
+        if self._as_given is None or self._as_given[0] != writes:
+            with stopwatch(self.device) as seconds:
+                self._as_given = writes, self._body.has_its_weights()
+            self._spent += seconds[0]
+        return self._as_given[1]
+
+    def _learn(self, part: int) -> None:
+        """Fill in the rows of a part."""
+        examples, (first, last) = self.parts[part], self._first[part : part + 2].tolist()
+        with stopwatch(self.device) as seconds:
+            rounding = [torch.get_num_threads(), torch.get_float32_matmul_precision()]
+            key = digest({**self.terms, "rounding": rounding, "examples": examples.sha256()}, 32)
+            found = self._kept(key, examples)
+            if found is None:
+                found = self._looked_at(examples, self.batch_size)
+                self.cache.put(key, found.numpy())
+                self.computed += len(examples)
+            else:
+                self.read += len(examples)
+            if self._rows is None:
+                self._rows = torch.zeros(len(self._costs), found.shape[1] - 1, device=self.device)
+            self._rows[first:last] = found[:, :-1].to(self.device)
+            self._costs[first:last] = found[:, -1].double()
+        self._known[part] = True
+        self._spent += seconds[0]
+
+    def _kept(self, key: str, examples: Examples) -> Tensor | None:
+        """What the disk holds under `key`; None where that is nothing, or not what the backbone says."""
+        kept = self.cache.get(key)
+        if kept is not None and kept.shape == (len(examples), self.model.width + 1):
+            rows = torch.from_numpy(kept)
+            few = self._looked_at(examples, CHECKED, CHECKED)[:, :-1]
+            scale = few.abs().max()
+            if torch.isfinite(rows).all() and (rows[: len(few), :-1] - few).abs().max() <= TOLERANCE * scale:
+                return rows
+        if self.cache.holds(key):
+            self.ignored.append(f"the kept features {key} are torn or not this backbone's; they were computed anew.")
+        return None
+
+    def _looked_at(self, examples: Examples, batch_size: int, most: int | None = None) -> Tensor:
+        """Features and, last, seconds of the first `most` examples, all if None: `[n, width + 1]` on the CPU."""
+        found = []
+        for indices in torch.arange(min(len(examples), most or len(examples))).split(batch_size):
+            inputs, _ = examples.batch(indices, self.device)
+            with stopwatch(self.device) as seconds:
+                features = self.model.pool(self.model.encode(self.model.tokens(inputs))).float().cpu()
+            found.append(torch.cat([features, torch.full((len(features), 1), seconds[0] / len(features))], dim=1))
+        return torch.cat(found)
+
+
+def made(cell: Cell, model: Classifier, parts: Sequence[Examples], cache: FeatureCache | None) -> Recall | None:
+    """What `model` recalls of `parts`; None where nothing is to be kept, or it takes no images."""
+    return Recall(cell, model, parts, cache) if cache is not None and isinstance(model, ImageClassifier) else None

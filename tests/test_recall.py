@@ -1,0 +1,278 @@
+"""Recall: exact, only while answers are asked for, and only of the untouched backbone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clbench import catalog, executors, plan, runner, tiny
+from clbench.errors import BadValue
+from clbench.featurecache import FeatureCache
+from clbench.plan import Cell
+from clbench.recall import Body
+from clbench.record import Record
+from clbench.store import Store
+from clbench.strategy import Plugin, Strategy
+
+CPU = torch.device("cpu")
+STREAM = tiny.stream()
+TESTS = sum(len(task.test) for task in STREAM)
+
+
+def cell_of(method: str, **recipe: Any) -> Cell:
+    suite = replace(tiny.tiny, recipe=tiny.tiny.recipe.model_copy(update=recipe))
+    return plan.cells(suite, STREAM, catalog.rows(suite, [method], {}), [0], 0, "cpu")[0]
+
+
+def running(method: str, kept: FeatureCache, **recipe: Any) -> runner.Run:
+    """A run after its first task, of which only the test examples have been asked."""
+    run = runner.Run(cell_of(method, **recipe), STREAM, CPU, runner.Silent(), kept)
+    run.learn(*run.lessons()[0])
+    return run
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> FeatureCache:
+    return FeatureCache(tmp_path / "features", limit_bytes=10**6)
+
+
+def same(one: tuple[Record, runner.Outcomes], other: tuple[Record, runner.Outcomes]) -> bool:
+    (first, answers), (second, again) = one, other
+    facts = ("status", "scores", "other_scores", "weights_sha256", "router_accuracy", "audit")
+    assert first.status == "done"
+    told = all(getattr(first, fact) == getattr(second, fact) for fact in facts)
+    return told and answers.keys() == again.keys() and all((answers[name] == again[name]).all() for name in answers)
+
+
+@pytest.mark.parametrize("method", ["ncm", "l2p", "dualprompt", "hidelora", "hide-prompt", "s-prompt"])
+def test_answers_are_the_same_with_it_and_without(method: str, kept: FeatureCache) -> None:
+    """Nothing kept, kept by this run alone, and found on the disk."""
+    cell = cell_of(method)
+    plain = runner.run(cell, STREAM, device=CPU)
+    first, second = (runner.run(cell, STREAM, device=CPU, kept=kept) for _ in range(2))
+    assert same(plain, first)
+    assert same(plain, second)
+    counts = [(record.notes["features"]["computed"], record.notes["features"]["read"]) for record, _ in (first, second)]
+    assert counts == [(TESTS, 0), (0, TESTS)]
+    assert "features" not in plain[0].notes
+
+
+@pytest.mark.parametrize("method", ["finetune", "seqlora", "ranpac"])
+def test_a_backbone_that_has_learned_is_asked_itself(method: str, kept: FeatureCache) -> None:
+    cell = cell_of(method)
+    plain, other = runner.run(cell, STREAM, device=CPU), runner.run(cell, STREAM, device=CPU, kept=kept)
+    assert same(plain, other)
+    assert other[0].notes["features"]["computed"] == 0
+    assert kept.entries() == []
+
+
+def test_methods_and_seeds_share_the_features(kept: FeatureCache) -> None:
+    runner.run(cell_of("ncm"), STREAM, device=CPU, kept=kept)
+    for cell in (cell_of("l2p"), replace(cell_of("dualprompt"), seed=7)):
+        record, _ = runner.run(cell, STREAM, device=CPU, kept=kept)
+        assert record.notes["features"]["read"] == TESTS
+    assert len(kept.entries()) == len(STREAM)
+
+
+def test_where_nothing_fits_the_run_still_remembers(tmp_path: Path) -> None:
+    none = FeatureCache(tmp_path / "features", limit_bytes=0)
+    plain = runner.run(cell_of("ncm"), STREAM, device=CPU)
+    small = runner.run(cell_of("ncm"), STREAM, device=CPU, kept=none)
+    assert same(plain, small)
+    assert small[0].notes["features"]["computed"] == TESTS
+    assert none.entries() == []
+
+
+@pytest.mark.parametrize("how", ["torn", "another width", "others' features", "not a number"])
+def test_a_file_that_is_not_right_is_computed_anew_and_said(
+    how: str, kept: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = cell_of("l2p")
+    plain = runner.run(cell, STREAM, device=CPU, kept=kept)
+    path = kept.entries()[0].path
+    good = kept.get(path.stem)
+    assert good is not None
+    bad = {"another width": good[:, 1:], "others' features": np.flip(good, 0), "not a number": good + np.nan}
+    path.write_bytes(path.read_bytes()[:200]) if how == "torn" else kept.put(path.stem, bad[how])
+    monkeypatch.setattr(FeatureCache, "wanted", classmethod(lambda cls: kept))
+
+    class Listener(executors.Quiet):
+        heard: tuple[str, ...] = ()
+
+        def message(self, text: str) -> None:
+            self.heard += (text,)
+
+    listener = Listener()
+    summary = executors.inline([cell], STREAM, Store.create(tmp_path / "store"), CPU, listener)
+    assert summary.made[0].scores == plain[0].scores
+    assert summary.made[0].notes["features"]["read"] == TESTS - 32
+    (sentence,) = listener.heard
+    assert sentence == f"the kept features {path.stem} are torn or not this backbone's; they were computed anew."
+    mended = kept.get(path.stem)
+    assert mended is not None
+    assert np.array_equal(mended[:, :-1], good[:, :-1])
+
+
+@pytest.mark.parametrize("other", ["transform", "normalisation", "weights", "recipe", "backbone"])
+def test_other_circumstances_have_another_file(other: str, kept: FeatureCache) -> None:
+    cell = cell_of("ncm")
+    running("ncm", kept).exam.score(0)
+    before = {entry.path for entry in kept.entries()}
+    run = runner.Run(cell if other != "recipe" else cell_of("ncm", eval_batch_size=8), STREAM, CPU, runner.Silent())
+    if other in ("transform", "normalisation", "backbone"):
+        cell = replace(cell, protocol=cell.protocol.model_copy(update={other: "another"}))
+    if other == "weights":
+        with torch.no_grad():
+            run.model.body.get_parameter("cls_token")[..., 0] += 1e-3
+    made = runner.recall.made(run.cell if other == "recipe" else cell, run.model, [STREAM.tasks[0].test], kept)
+    assert made is not None
+    with made.answering(), torch.no_grad():
+        inputs, _ = STREAM.tasks[0].test.batch(torch.arange(4), CPU)
+        made.note(inputs, torch.arange(4))
+        run.model.eval()
+        run.model.query(inputs)
+    assert made.computed == 32
+    assert len({entry.path for entry in kept.entries()} - before) == 1
+
+
+class Spy(Plugin):
+    """Looks at what the model would recall."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recalled: list[bool] = []
+
+    def after_eval_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        recall = strategy.model.recall
+        self.recalled.append(recall is not None and recall(strategy.mb_x) is not None)
+
+
+def test_an_audit_recalls_nothing_and_neither_does_learning(kept: FeatureCache) -> None:
+    run, spy = running("ncm", kept), Spy()
+    run.strategy.plugins.append(spy)
+    assert run.model.recall is None
+    run.exam.score(0)
+    assert spy.recalled == [True]
+    assert run.model.recall is None
+    spy.recalled.clear()
+    run.exam.audit()
+    assert len(spy.recalled) > 2
+    assert not any(spy.recalled)
+
+
+def test_only_the_very_inputs_that_were_asked_are_recalled(kept: FeatureCache) -> None:
+    run = running("ncm", kept)
+    recall, test = run.recall, STREAM.tasks[0].test
+    assert recall is not None
+    run.model.eval()
+    with recall.answering(), torch.no_grad():
+        inputs, _ = test.batch(torch.tensor([3, 1]), CPU)
+        recall.note(inputs, torch.tensor([3, 1]))
+        assert torch.equal(run.model.query(inputs), run.model._untouched(inputs.clone()))
+        of = run.model.recall
+        assert of is not None
+        assert of(inputs) is not None
+        assert of(inputs.clone()) is None
+        with torch.enable_grad():
+            assert of(inputs) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert of(inputs) is None
+        inputs += 1
+        assert of(inputs) is None
+
+
+def test_the_seconds_that_are_saved_are_charged(kept: FeatureCache) -> None:
+    run = running("ncm", kept)
+    assert run.recall is not None
+    key = kept.entries()[0].path.stem
+    rows = kept.get(key)
+    assert rows is not None
+    rows[:, -1] = 2.0
+    kept.put(key, rows)
+    run.recall.forget()
+    assert 63 < run.exam.score(0).uncounted_seconds < 64  # 32 examples, and less than a second to read them
+    assert run.exam.score(0).uncounted_seconds == pytest.approx(64, abs=0.5)
+    run.exam.recall = None
+    assert run.exam.score(0).uncounted_seconds == 0
+
+
+def touched_bodies() -> dict[str, Any]:
+    def listens(model: Any) -> None:
+        model.body.blocks[0].register_forward_hook(lambda *args: None)
+
+    def replaced(model: Any) -> None:
+        model.body.blocks[0].mlp.fc1.weight = nn.Parameter(model.body.blocks[0].mlp.fc1.weight.detach().clone())
+
+    return {
+        "a hook": listens,
+        "another parameter": replaced,
+        "another layer": lambda model: setattr(model.body, "norm", nn.Identity()),
+        "a layer more": lambda model: model.body.blocks.append(copy.deepcopy(model.body.blocks[0])),
+        "a layer less": lambda model: model.body.blocks.__delitem__(1),
+        "another forward": lambda model: setattr(model.body.blocks[0], "forward", lambda x: x),
+        "learning": lambda model: model.train(),
+    }
+
+
+@pytest.mark.parametrize("name", touched_bodies())
+def test_a_touched_backbone_is_seen(name: str) -> None:
+    run = runner.Run(cell_of("ncm"), STREAM, CPU, runner.Silent())
+    run.model.eval()
+    body = Body(run.model)
+    assert body.is_untouched()
+    touched_bodies()[name](run.model)
+    assert not body.is_untouched()
+
+
+def test_weights_that_a_fused_optimiser_moved_are_seen() -> None:
+    run = runner.Run(cell_of("ncm"), STREAM, CPU, runner.Silent())
+    body, parameter = Body(run.model), run.model.body.get_parameter("cls_token").requires_grad_()
+    assert body.has_its_weights()
+    parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD([parameter], lr=0.1, fused=True).step()
+    assert not body.has_its_weights()
+
+
+def test_weights_that_change_while_answers_are_asked_for_are_seen(kept: FeatureCache) -> None:
+    run = running("ncm", kept)
+    run.model.eval()
+    assert run.recall is not None
+    with run.recall.answering(), torch.no_grad():
+        inputs, _ = STREAM.tasks[0].test.batch(torch.arange(4), CPU)
+        run.recall.note(inputs, torch.arange(4))
+        of = run.model.recall
+        assert of is not None
+        assert of(inputs) is not None
+        run.model.body.get_parameter("cls_token").add_(1)
+        assert of(inputs) is None
+
+
+def test_adapters_that_are_off_are_as_good_as_none() -> None:
+    run = runner.Run(cell_of("hidelora"), STREAM, CPU, runner.Silent(), FeatureCache(Path(), 0))
+    run.model.eval()
+    assert run.recall is not None
+    adapters = run.plugins[0].adapters  # type: ignore[attr-defined]
+    assert not run.recall._body.is_untouched()
+    with adapters.off():
+        assert run.recall._body.is_untouched()
+        adapters.retire(torch.Generator())
+        assert not run.recall._body.is_untouched()
+
+
+@pytest.mark.parametrize(("said", "wanted"), [("on", True), ("off", False), ("", False)])
+def test_it_is_used_where_the_user_says_so(said: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLBENCH_CACHE", said)
+    assert (FeatureCache.wanted() is not None) is wanted
+
+
+def test_another_word_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLBENCH_CACHE", "yes")
+    with pytest.raises(BadValue, match="set it to 'on'"):
+        FeatureCache.wanted()
