@@ -29,6 +29,8 @@ from clbench.table import exams, make_tables
 from clbench.verify import checks
 
 HOSTILE = "<img src=x onerror=\"document.title='broken'\"><b>bold</b> {{ 7 * 7 }} </script><script>alert(1)</script>"
+NAME = HOSTILE.replace("/", "")
+"""The most that a record's method or suite can be called."""
 CARD = {"suite": "digits", "epochs": 5, "head_masking": "current", "schedule": "sequential"}
 LEAF = {"tasks": [0], "depth": 0, "smoothness": [0.0]}
 TREE = {"tree": {"layers": ["one"], "growth": [{"task": 1, "arms": [[0]], "root": LEAF}]}}
@@ -166,8 +168,8 @@ def test_a_tree_that_cannot_be_read_is_named_and_the_rest_is_shown() -> None:
 
 
 def test_markup_in_names_is_text() -> None:
-    records = [run(HOSTILE, variant=HOSTILE, suite=HOSTILE, tasks=(HOSTILE, "b")), run("y", suite=HOSTILE)]
-    records += [run("z", suite=HOSTILE, status="failed", reason=HOSTILE, scores=(), costs=())]
+    records = [run(NAME, variant=HOSTILE, suite=NAME, tasks=(HOSTILE, "b")), run("y", suite=NAME)]
+    records += [run("z", suite=NAME, status="failed", reason=HOSTILE, scores=(), costs=())]
     text = page.page(sections(records))
     seen = Elements(text)
     assert seen.of("img") == []
@@ -210,7 +212,7 @@ def test_twenty_methods_of_three_seeds_fit() -> None:
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the example's runs, the folder of its page beside it, and a hostile suite."""
     store = Store(tmp_path_factory.mktemp("place") / "results")
-    for record in [*example(), run(HOSTILE, suite="z", variant=HOSTILE)]:
+    for record in [*example(), run(NAME, suite="z", variant=HOSTILE)]:
         store.cell(record.suite, "a method", record.key).save(record, {})
     done = CliRunner().invoke(app, ["report", "--out", str(store.root.parent / "site"), "--store", str(store.root)])
     assert done.exit_code == 0, done.output
