@@ -56,10 +56,11 @@ def read_regular(path: Path, most: int = 2**30) -> bytes:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link", str(path)) from error
         raise
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no file", str(path))
     with open(handle, "rb") as file:  # noqa: PTH123 (a descriptor)
-        facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode):
-            raise OSError(errno.EINVAL, "it is no file", str(path))
         if facts.st_size > most:
             raise OSError(errno.EFBIG, f"it has {facts.st_size:,} bytes, more than {most:,}", str(path))
         return file.read()

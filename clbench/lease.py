@@ -64,6 +64,8 @@ class Watch:
             content = read_regular(path)  # opening asks the server of a shared file system anew
         except FileNotFoundError:
             return "unsure"
+        except OSError:  # a folder or a link in its place is nobody's lease: it is followed as a dead one's
+            content = b""
         free, holder = _told(content)
         if free or (holder is not None and holder.ended):
             return "free"

@@ -283,3 +283,17 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"")
     with pytest.raises(StoreError, match="needs a folder"), held(tmp_path / "file", watch()):
         pass
+
+
+@pytest.mark.parametrize("what", ["a folder", "a link", "a pipe"])
+def test_what_is_no_file_holds_nothing_for_ever(tmp_path: Path, what: str) -> None:
+    path, clock = tmp_path / ".lease-1", Clock()
+    {"a folder": path.mkdir, "a link": lambda: path.symlink_to("/dev/zero"), "a pipe": lambda: os.mkfifo(path)}[what]()
+    observer = watch(clock)
+    assert observer.state(path) == "unsure"
+    for _ in range(MISSED + 1):
+        clock.now += BEAT
+        state = observer.state(path)
+    assert state == "free"
+    with held(tmp_path, observer) as mine:
+        assert mine is not None
