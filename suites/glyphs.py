@@ -20,7 +20,8 @@ glyphs = Suite(
     normalisation="none",
     contenders=(*CONTENDERS, Contender("treelora", {"decomposition": "none"}, label="plain")),
     settings={
-        "replay": {"buffer_samples": 400},  # four a class
+        # Four samples a class for every method that keeps any.
+        **{name: {"buffer_samples": 400} for name in ("replay", "gem", "agem", "derpp", "er-ace")},
         "l2p": {"learning_rate": 0.03 * 32 / 256},  # its paper scales the step size with the batch
     },
 )
