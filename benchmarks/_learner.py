@@ -55,9 +55,11 @@ class Standing(Strategy):
 
 def learner(method: str, tasks: int, **settings: Any) -> Standing:
     """A listed method on glyph-vit before its first task; `settings` are those that are not its own."""
+    meter = Meter(CPU)
     model = backbones.build("glyph-vit", tasks * CLASSES, 0)
+    model.freeze_body()
     answer = catalog.method_type(method).cls(**settings)
     plugins = answer.plugins(Workbench(model, RECIPE, CPU, tasks, 0))
-    strategy = Standing(model=model, recipe=RECIPE, plugins=plugins, meter=Meter(CPU), device=CPU, seed=0)
+    strategy = Standing(model=model, recipe=RECIPE, plugins=plugins, meter=meter, device=CPU, seed=0)
     strategy.head_masking = answer.head_masking
     return strategy

@@ -14,13 +14,18 @@ Block = Callable[[], None]
 """Runs a few steps."""
 
 
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """With `--threads`, `--blocks` and `--steps`."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--threads", type=int, default=1, help="PyTorch's threads on the CPU (default: 1)")
+    made.add_argument("--blocks", type=int, default=15, help="paired blocks to time (default: 15)")
+    made.add_argument("--steps", type=int, default=10, help="training steps in a block (default: 10)")
+    return made
+
+
 def arguments(description: str | None) -> argparse.Namespace:
-    """`--threads`, `--blocks` and `--steps` of the command line; sets PyTorch's threads."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads on the CPU (default: 1)")
-    parser.add_argument("--blocks", type=int, default=15, help="paired blocks to time (default: 15)")
-    parser.add_argument("--steps", type=int, default=10, help="training steps in a block (default: 10)")
-    chosen = parser.parse_args()
+    """What `parser` reads from the command line; sets PyTorch's threads."""
+    chosen = parser(description).parse_args()
     torch.set_num_threads(chosen.threads)
     return chosen
 

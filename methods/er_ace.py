@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
+from torch import Tensor
 
 from clbench.method import Method, Resources, Workbench
-from clbench.methods._buffer import Buffer
-from clbench.methods._memory import join, part, seen_mask
+from clbench.methods._memory import LogitReservoir, join, part, seen_mask, share
 from clbench.strategy import Plugin, Strategy
 from clbench.stream import Stream
 
@@ -18,55 +18,62 @@ class _Rehearsal(Plugin):
     def __init__(self, method: ERACE, bench: Workbench) -> None:
         super().__init__()
         self.method, self.bench = method, bench
-        self.buffer = Buffer(method.buffer_samples, method.policy)
+        self.reservoir = LogitReservoir(method.buffer_samples, bench.device)
 
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Draws depend on seed and task alone; kept samples see the logits of all classes so far."""
         self.draws = self.bench.generator("draws", strategy.task_index)
         self.seen = seen_mask(strategy)
 
+    def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """A batch may be taken in several passes."""
+        self.whole, self.offers = len(strategy.mb_y), list[tuple[Tensor, Tensor]]()
+
     def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        """Kept samples go through the model with the batch."""
-        if len(self.buffer):
-            inputs, self.targets = self.buffer.draw(self.method.replay_batch, self.draws, strategy.device)
-            join(strategy, inputs)
+        """From the second task on, kept samples go through the model with the batch."""
+        self.offers.append((strategy.mb_x, strategy.mb_y))
+        count = share(self.method.replay_batch, strategy, self.whole) if strategy.task_index else 0
+        self.kept = self.reservoir.draw(count, self.draws) if count else None
+        if self.kept:
+            join(strategy, self.kept["inputs"])
 
     def after_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Take their logits off the batch's."""
-        if len(self.buffer):
-            (self.logits,) = part(strategy, len(self.targets))
+        if self.kept:
+            (self.logits,) = part(strategy, len(self.kept["targets"]))
 
     def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Add their own mean."""
-        if len(self.buffer):
-            strategy.loss += strategy.model.losses(self.logits, self.targets, self.seen).mean()
+        if self.kept:
+            strategy.loss += strategy.model.losses(self.logits, self.kept["targets"], self.seen).mean()
 
-    def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        """Take the task into the buffer."""
-        self.buffer.add(strategy.examples, self.bench.generator("buffer", strategy.task_index))
+    def after_update(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Offer the batch to the reservoir."""
+        for inputs, targets in self.offers:
+            self.reservoir.add(self.draws, inputs=inputs, targets=targets)
 
     def kept_samples(self) -> int:
-        """Samples in the buffer."""
-        return len(self.buffer)
+        """Samples in the reservoir."""
+        return len(self.reservoir)
 
     def state(self) -> dict[str, Any]:
-        """The buffer."""
-        return self.buffer.state()
+        """The reservoir."""
+        return self.reservoir.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The buffer."""
-        self.buffer.load_state(state)
+        """The reservoir."""
+        self.reservoir.load_state(state)
 
 
 class ERACE(Method):
     """Caccia et al., ICLR 2022: CE(batch, over its own classes) + CE(kept samples, over all classes seen).
 
-    The sum of two means, so that the kept samples weigh as much as the batch however many there are; with
-    `head_masking="seen"` it is replay with that weighting.
+    The reservoir takes in every step's batch, also in a later pass over a task: only through kept samples of the
+    task at hand are its classes ever held against the old ones. It is drawn from as of the second task, as in the
+    released code. The sum of two means, so that the kept samples weigh as much as the batch however many there are.
 
-    Departures. The batch's own classes are the task's, not those that happen to be in the batch. The
-    buffer is filled after each task and balanced by class, where the paper's is a reservoir
-    (`policy="reservoir"`) that takes in each batch, so that kept samples are of past tasks.
+    Departures. The batch's own classes are the task's, not those that happen to be in the batch. Samples are kept
+    as the step saw them, augmented where the suite augments.
     Text is declined: its tasks share one vocabulary, so no logits are new ones.
     """
 
@@ -75,10 +82,9 @@ class ERACE(Method):
 
     buffer_samples: int = Field(default=200, ge=1, description="samples kept over the whole stream")
     replay_batch: int = Field(default=32, ge=1, description="kept samples joined to each batch")
-    policy: Literal["class", "reservoir"] = Field(default="class", description="how the buffer chooses")
 
     def resources(self) -> Resources:
-        """The buffer."""
+        """The reservoir."""
         return Resources(buffer_samples=self.buffer_samples, replay_batch=self.replay_batch, stored_mib_per_task=256.0)
 
     def unsupported(self, stream: Stream) -> str | None:

@@ -14,9 +14,10 @@ from clbench.method import Method
 from clbench.stream import Stream
 
 
-def _begin(method: Method, tasks: int = 3, seed: int = 0, stream: Stream | None = None) -> runner.Run:
+def _begin(method: Method, tasks: int = 3, seed: int = 0, stream: Stream | None = None, **recipe: Any) -> runner.Run:
     stream = stream or tiny.stream(tasks=tasks)
-    cell = plan.cells(tiny.tiny, stream, [plan.Row(method, "", "")], [seed], 0, "cpu")[0]
+    row = plan.Row(method, "", "", tiny.tiny.recipe.model_copy(update=recipe))
+    cell = plan.cells(tiny.tiny, stream, [row], [seed], 0, "cpu")[0]
     return runner.Run(cell, stream, torch.device("cpu"), runner.Silent())
 
 
@@ -42,7 +43,7 @@ def _weights(run: runner.Run) -> dict[str, Tensor]:
 
 @pytest.fixture
 def begin() -> Callable[..., runner.Run]:
-    """begin(method, tasks=3, seed=0, stream=None): a run that has learned nothing yet."""
+    """begin(method, tasks=3, seed=0, stream=None, **recipe): a run that has learned nothing yet."""
     return _begin
 
 

@@ -23,7 +23,7 @@ class Losses(Plugin):
         new, seen = strategy.task_classes, strategy.seen_classes
         assert len(strategy.mb_x) == len(strategy.mb_y) == len(strategy.mb_output) == 16
         own = F.cross_entropy(strategy.mb_output[:, new], strategy.mb_y - new[0])
-        rest = F.cross_entropy(self.rehearsal.logits[:, seen], self.rehearsal.targets)
+        rest = F.cross_entropy(self.rehearsal.logits[:, seen], self.rehearsal.kept["targets"])
         self.pairs.append((strategy.loss, own + rest))
         gradient = torch.autograd.grad(own, strategy.model.head.weight, retain_graph=True)[0]
         self.new_rows.append(gradient.abs().sum(1).nonzero().flatten().tolist())
@@ -38,6 +38,19 @@ def test_new_samples_see_new_classes_and_kept_ones_all(begin: Any, teach: Any) -
     for found, expected in probe.pairs:
         torch.testing.assert_close(found.squeeze(), expected, atol=1e-5, rtol=1e-4)
     assert probe.new_rows == [[2, 3]] * 12  # a new sample never pushes an old class down
+
+
+def test_kept_samples_are_also_of_the_task_at_hand(begin: Any, teach: Any) -> None:
+    reservoir = teach(begin(ERACE(**SETTINGS)), 0, 1).plugins[0].reservoir
+    assert len(reservoir) == 24
+    assert set(reservoir.rows["targets"].tolist()) == {0, 1, 2, 3}
+
+
+def test_a_batch_taken_in_several_passes_is_offered_whole(begin: Any, teach: Any) -> None:
+    whole, parts = (
+        teach(begin(ERACE(**SETTINGS), micro_batch=size), 0).plugins[0].reservoir for size in (None, 8)
+    )
+    assert torch.equal(whole.rows["targets"], parts.rows["targets"])
 
 
 def test_the_first_task_is_learned_as_without_a_buffer(begin: Any, teach: Any, weights: Any) -> None:
