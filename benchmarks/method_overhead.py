@@ -42,7 +42,7 @@ TARGETS = {"treelora, plain": 1.05, "treelora": 1.10, "hidelora": 1.10, "olora":
 
 
 def rows() -> dict[str, Contender]:
-    """Every method for images that learns one task after another, by what is printed; the reference is its own control."""
+    """Every method for images that learns task after task, by what is printed; the reference is its own control."""
     found = {CONTROL: REFERENCE}
     for row in catalog.suite("cifar100-subset").contenders:
         label = f"{row.method}, {row.label}" if row.label else row.method
@@ -132,7 +132,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     chosen = arguments()
-    print(f"steps of task {TASKS} against those of {REFERENCE.method}; {chosen.threads} threads, {chosen.blocks} blocks")
+    print(f"steps of task {TASKS} against {REFERENCE.method}'s; {chosen.threads} threads, {chosen.blocks} blocks")
     heads = f"{'ms/step':>8}{'ratio':>22}{f'task {TASKS} / {EARLY}':>22}{'MiB':>8}{'MB kept':>9}{'kB/task':>10}"
     print(f"{'':<18}{heads}", flush=True)
     lines: list[dict[str, Any]] = []

@@ -41,6 +41,7 @@ __all__ = [
     "settings",
     "suite",
     "suites",
+    "word",
 ]
 
 _SUITES: dict[str, Entry] = {
@@ -74,12 +75,13 @@ def suite(
     files: Files | None = None,
     backbone: str = "",
     weights: str = "default",
+    remote_code: bool = False,
 ) -> Suite:
     """The suite called `name`, or the same otherwise.
 
     For all methods alike: fields of the recipe are replaced by what the words in `recipe` say, the data by other
     `files`, the backbone by another of `backbones.CONTENTS` or of a family, its weights by others of
-    `backbones.WEIGHTS`.
+    `backbones.WEIGHTS`. `remote_code`: whether code that came with the backbone may run.
     """
     if name not in _SUITES:
         raise UnknownName("suite", name, _SUITES)
@@ -91,6 +93,8 @@ def suite(
         found = replace(found, backbone=backbone)
     if weights != "default":
         found = replace(found, weights=weights)
+    if remote_code:
+        found = replace(found, remote_code=True)
     if not recipe:
         return found
     others = {method: {k: v for k, v in own.items() if k not in recipe} for method, own in found.recipes.items()}
@@ -248,7 +252,7 @@ def rows(suite: Suite, specs: Sequence[str], settings: Mapping[str, Mapping[str,
         fields = _spoken(kind.cls, spoken.get(name, {}), name, {**tuned, **contender.settings})
         method, recipe = _built(kind.cls, fields, name), suite.recipe_of(contender)
         words = (_variant(suite, contender, method, base), _changed_recipe(suite))
-        made.append(Row(method, ", ".join(filter(None, words)), kind.fingerprint, recipe))
+        made.append(Row(method, ", ".join(filter(None, words)), kind.fingerprint, recipe, contender.method))
     return list({(row.method.name, row.variant): row for row in made}.values())
 
 
@@ -282,7 +286,7 @@ def _changed_recipe(suite: Suite) -> str:
     """The recipe's fields that are not the listed suite's, in words: they tell rows of one table apart."""
     listed = _SUITES[suite.name].load().of(suite.files).recipe if suite.name in _SUITES else suite.recipe
     mine, plain = suite.recipe.model_dump(mode="json"), listed.model_dump(mode="json")
-    return ", ".join(f"recipe.{field}={_word(value)}" for field, value in mine.items() if value != plain[field])
+    return ", ".join(f"recipe.{field}={word(value)}" for field, value in mine.items() if value != plain[field])
 
 
 def _variant(suite: Suite, row: Contender, method: Method, base: Method) -> str:
@@ -293,10 +297,10 @@ def _variant(suite: Suite, row: Contender, method: Method, base: Method) -> str:
         same = (contender.method, contender.recipe) == (method.name, row.recipe)
         if same and contender.label and dict(contender.settings) == changed:
             return contender.label
-    return ", ".join(f"{field}={_word(value)}" for field, value in changed.items())
+    return ", ".join(f"{field}={word(value)}" for field, value in changed.items())
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
     """A value as `--set` takes it."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 

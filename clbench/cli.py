@@ -10,12 +10,24 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from clbench import __version__, cli_data, cli_runs, cli_store, cli_tables
+from clbench import __version__, cli_data, cli_runs, cli_store, cli_tables, interrupts, options
 from clbench.cli_cache import cache
 from clbench.cli_report import report
 from clbench.cli_verify import verify
 from clbench.errors import ClbenchError
-from clbench.options import Device, Format, Log, Published, Settings, StorePath, SuiteName, Track, existing, root
+from clbench.options import (
+    Deterministic,
+    Device,
+    Format,
+    Log,
+    Published,
+    Settings,
+    StorePath,
+    SuiteName,
+    Track,
+    existing,
+    root,
+)
 
 WRONGLY_ASKED = 2
 INTERRUPTED = 130
@@ -27,7 +39,8 @@ class Door(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command.
 
-        A ClbenchError is one sentence and exit code 2; a closed pipe is left to typer, which says nothing.
+        A ClbenchError, and a path that the system refuses, is one sentence and exit code 2; a closed pipe is left to
+        typer, which says nothing.
         """
         try:
             result = super().invoke(ctx)
@@ -36,6 +49,13 @@ class Door(TyperGroup):
             from clbench.views import warn
 
             warn(str(error))
+            raise typer.Exit(WRONGLY_ASKED) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            from clbench.views import warn
+
+            warn(f"'{error.filename}' cannot be used: {error.strerror}; choose another place.")
             raise typer.Exit(WRONGLY_ASKED) from error
         except KeyboardInterrupt as interruption:
             typer.echo("clbench: interrupted.", err=True)
@@ -76,41 +96,39 @@ def _options(
 @app.command()
 def run(
     suite: SuiteName,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME|FILE.py:CLASS", help="A method; again for more. The suite's own when not given."),
-    ] = None,
+    method: options.Methods = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="A seed; again for more. 0 when not given.")] = None,
     set_: Settings = None,
     order_seed: Annotated[int, typer.Option(min=0, help="The order of the tasks; 0 is the natural one.")] = 0,
-    backbone: Annotated[
-        str, typer.Option(metavar="NAME[@PATH]", help="In the place of the suite's; see 'clbench list backbones'.")
-    ] = "",
-    weights: Annotated[
-        str, typer.Option(metavar="default|random", help="The backbone's weights; random ones are for timing.")
-    ] = "default",
-    from_: Annotated[
-        Path | None, typer.Option("--from", metavar="DIR", help="Where the suite's files lie, if it reads any.")
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this task of the suite's files; again for more.")
-    ] = None,
-    eval_samples: Annotated[
-        int | None, typer.Option(min=1, help="Ask so many test examples of a task, all of them after the last task.")
-    ] = None,
+    backbone: options.Backbone = "",
+    weights: options.Weights = "default",
+    trust_remote_code: options.TrustRemoteCode = False,
+    from_: options.From = None,
+    task: options.Tasks = None,
+    eval_samples: options.EvalSamples = None,
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads, if not PyTorch's choice.")] = None,
+    threads: options.Threads = None,
+    executor: options.Executor = "inline",
+    workers: options.Workers = None,
+    gpus_per_cell: options.GpusPerCell = None,
+    timeout: options.Timeout = "",
+    data_parallel: options.DataParallel = 1,
+    deterministic: Deterministic = False,
+    retry_oom: options.RetryOom = 0,
     store: StorePath = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and write nothing.")] = False,
+    measure: options.Measure = False,
+    budget: options.Budget = "",
     publish: Annotated[bool, typer.Option("--publish", help="Copy the finished records to DIR/records.")] = False,
     log: Log = None,
     track: Track = None,
 ) -> None:
     """Teach what is missing of a suite, then print its table. Stop it with Ctrl-C; run it again to go on.
 
-    Exit code 0: all cells are done; 1: one failed; 2: wrongly asked; 130: interrupted.
+    Exit code 0: all cells are done; 1: one failed; 2: wrongly asked; 3: --budget did not suffice; 130: interrupted.
     """
-    from clbench import compare
+    from clbench import compare, means
+    from clbench.budget import Limits
 
     request = compare.Request(
         suite=suite,
@@ -121,11 +139,17 @@ def run(
         device=device,
         backbone=backbone,
         weights=weights,
+        remote_code=trust_remote_code,
         folder=str(from_ or ""),
         tasks=tuple(dict.fromkeys(task or ())),
+        retry_oom=retry_oom,
     )
-    told: dict[str, Any] = {"log": log, "track": track or ()}
-    code = compare.run(request, root(store), threads=threads, dry_run=dry_run, publish=publish, **told)
+    limit = means.seconds(timeout) if timeout else None
+    places: dict[str, Any] = {"gpus_per_cell": gpus_per_cell, "timeout_seconds": limit, "processes": data_parallel}
+    by = means.Means(executor=executor, workers=workers, threads=threads, **places)
+    told: dict[str, Any] = {"deterministic": deterministic, "log": log, "track": track or ()}
+    told["limits"] = Limits(measure=measure, seconds=means.seconds(budget) if budget else None)
+    code = compare.run(request, root(store), means=by, dry_run=dry_run, publish=publish, **told)
     raise typer.Exit(code)
 
 
@@ -133,6 +157,7 @@ for comparing in cli_tables.COMMANDS:
     app.command()(comparing)
 app.command()(report)
 app.command()(cli_runs.compare)
+app.command()(cli_runs.rerun)
 app.command("import")(cli_runs.import_)
 app.command()(verify)
 
@@ -290,4 +315,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another, and nothing breaks
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    app(prog_name="clbench")
+    with interrupts.heeded():
+        try:
+            app(prog_name="clbench")
+        except KeyboardInterrupt:  # before a command began
+            typer.echo("clbench: interrupted.", err=True)
+            sys.exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The commands about runs one by one: compare, import."""
+"""The commands about runs one by one: compare, rerun, import."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clbench.imports import SYSTEMS
-from clbench.options import Format, Published, StorePath, existing, root
+from clbench.options import Deterministic, Format, Published, StorePath, TrustRemoteCode, existing, root
 
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="SUITE, METHOD, seedN or the start of a key; several joined by '/'.")
@@ -37,6 +37,59 @@ def compare(
     if one.key == other.key:
         raise ClbenchError(f"'{first}' and '{second}' are the same run, {views.run_name(one)}; name another.")
     typer.echo(explained.render(explain(one, other, loaded.outcomes), format), nl=False)
+
+
+def rerun(
+    record: Annotated[
+        str,
+        typer.Argument(metavar="RUN|FILE", help="As 'clbench compare' names runs, or the JSON file of a record."),
+    ],
+    method: Annotated[
+        str, typer.Option(metavar="FILE.py:CLASS", help="Where the method is, if it is not a listed one.")
+    ] = "",
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Where the suite's files lie, if it reads any.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(metavar="NAME@PATH", help="Where the backbone's weights lie.")] = "",
+    trust_remote_code: TrustRemoteCode = False,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where to learn; the recorded kind when not given.")
+    ] = "",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Processor threads; as many as recorded when not given.")
+    ] = None,
+    deterministic: Deterministic = False,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the repetition in this store; it is removed otherwise.")
+    ] = None,
+    store: StorePath = None,
+    published: Published = False,
+    format: Format = "text",
+) -> None:
+    """Make a run again from its record, and say what differs and whether it came to the same.
+
+    The record itself is only read. Exit code 0: bit-identical, the same scores, or statistically the same; 1:
+    different; 2: wrongly asked.
+    """
+    from clbench import rerun as repeating
+    from clbench.errors import UnknownName
+    from clbench.report import repeated
+
+    if format not in repeated.FORMATS:
+        raise UnknownName("format of a repetition", format, repeated.FORMATS)
+    found, outcomes = repeating.recorded(record, root(store), published)
+    terms = repeating.Terms(
+        method=method,
+        folder=from_,
+        backbone=backbone,
+        remote_code=trust_remote_code,
+        device=device,
+        threads=threads,
+        deterministic=deterministic,
+    )
+    repetition = repeating.rerun(found, outcomes, terms, keep)
+    typer.echo(repeated.render(repetition, format), nl=False)
+    raise typer.Exit(int(repetition.sameness == "different"))
 
 
 def import_(

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
-from clbench import catalog, memo, views
-from clbench.errors import UnknownName
+from clbench import catalog, forecast, memo, views
+from clbench.budget import NO_LIMITS, Limits
+from clbench.errors import ClbenchError, Parted, UnknownName
 from clbench.live import duration, ending, reporter
+from clbench.means import Means
 from clbench.store import Loaded, Store
+from clbench.team import Team, asked, post
 from clbench.trackers import watchers
 
 if TYPE_CHECKING:
-    import torch
-
-    from clbench.executors import Watcher
+    from clbench.executors import Reporter, Watcher
     from clbench.plan import Cell, Row
     from clbench.record import Record
     from clbench.stream import Stream
@@ -46,10 +49,14 @@ class Request:
     backbone: str = ""
     """In the place of the suite's."""
     weights: str = "default"
+    remote_code: bool = False
+    """Whether code that came with the backbone may run."""
     folder: str = ""
     """Where the suite's files lie; empty for their usual place."""
     tasks: tuple[str, ...] = ()
     """Only these of the files' tasks."""
+    retry_oom: int = 0
+    """How often a cell may go on with less at a time after its device's memory ran out; no key depends on it."""
 
     def fingerprints(self) -> list[str]:
         """Of the sources of the methods named; raises where a name or a setting's form is wrong."""
@@ -63,6 +70,19 @@ class Request:
         suite = self._suite(said.pop("recipe", {}))
         return suite, catalog.rows(suite, self.methods, said)
 
+    def cells(
+        self, suite: Suite, rows: Sequence[Row], device_kind: str, deterministic: bool, processes: int = 1
+    ) -> tuple[Stream, list[Cell]]:
+        """The stream, and every cell that was asked for, each with the command that makes it again."""
+        import torch
+
+        from clbench import again, plan
+
+        stream = suite.stream(self.order_seed)
+        cells = plan.cells(suite, stream, rows, self.seeds, self.order_seed, device_kind)
+        told = again.told(cells, threads=torch.get_num_threads(), deterministic=deterministic, processes=processes)
+        return stream, [replace(cell, retries=self.retry_oom) for cell in told]
+
     def rests_on_files(self) -> bool:
         """Whether the cells' keys depend on files that may change: data, or weights at a path."""
         return self._suite({}).reads is not None or "@" in self.backbone
@@ -71,53 +91,91 @@ class Request:
         from clbench.suite import Files
 
         files = Files(folder=Path(self.folder) if self.folder else None, tasks=self.tasks)
-        return catalog.suite(self.suite, recipe, files=files, backbone=self.backbone, weights=self.weights)
+        model: dict[str, Any] = {"backbone": self.backbone, "weights": self.weights, "remote_code": self.remote_code}
+        return catalog.suite(self.suite, recipe, files=files, **model)
 
 
 def run(
     request: Request,
     root: Path,
     *,
-    threads: int | None,
+    means: Means,
     dry_run: bool,
     publish: bool,
+    deterministic: bool = False,
     log: Path | None = None,
     track: Sequence[str] = (),
+    limits: Limits = NO_LIMITS,
 ) -> int:
-    """Run what is missing, print the table; returns the exit code. `log`, `track`: see `clbench.trackers.watchers`.
+    """Run what is missing, print the table; returns the exit code.
 
-    0: every cell is done or declined; 1: one failed; 130: interrupted. Raises ClbenchError for what was asked wrongly.
+    `deterministic`: see `clbench.determinism`; `log`, `track`: see `clbench.trackers.watchers`.
+    0: every cell is done or declined; 1: one failed, or a process that learned with this one did; 3: the budget did
+    not suffice for all; 130: interrupted.
+    Raises ClbenchError for what was asked wrongly. A process that only follows prints nothing.
     """
+    means = replace(means, processes=asked(means.processes))
+    forecast.refuse(limits, dry_run, means.processes)
+    here, team = post(), Team(means.processes)
+    if here is not None and here.rank:
+        return 0 if dry_run else _follow_quietly(request, means, deterministic)
+    told: dict[str, Any] = {"deterministic": deterministic, "log": log, "track": track, "limits": limits}
+    try:
+        with team:
+            return _lead(request, root, team, means=means, dry_run=dry_run, publish=publish, **told)
+    except Parted as error:
+        views.warn(team.loss or str(error))
+        return 1
+
+
+def _lead(
+    request: Request,
+    root: Path,
+    team: Team,
+    *,
+    means: Means,
+    dry_run: bool,
+    publish: bool,
+    deterministic: bool,
+    log: Path | None,
+    track: Sequence[str],
+    limits: Limits,
+) -> int:
     fingerprints = request.fingerprints()  # refuse unknown names before anything is loaded or written
     store = Store.existing(root) if dry_run and root.exists() else Store(root) if dry_run else Store.create(root)
     told = [] if dry_run else watchers(log, track, root)
-    device_kind = _device_kind(request.device)
+    device_kind = _device_kind(request.device, means)
+    team.device_kind = device_kind
+    deterministic |= means.processes > 1 and device_kind == "cuda"  # each process must come to equal bits
     question = memo.question({**vars(request), "device": device_kind, "fingerprints": fingerprints})
     loaded = store.load(request.suite)
     views.problems(loaded)
     keys = None if request.rests_on_files() else memo.recall(store, question)
     if keys is None or not _finished(loaded, keys):
         with _patience("loading PyTorch and Avalanche"):
-            suite, rows = _built(request, threads)
+            suite, rows = _built(request, means)
             if dry_run:
-                _print_memory(suite, rows)
-            device, stream, cells = _planned(request, suite, rows, device_kind)
+                _print_memory(suite, rows, means.processes)
+            stream, cells = request.cells(suite, rows, device_kind, deterministic, means.processes)
         keys = [cell.key for cell in cells]
-        interrupted = _teach(cells, stream, store, device, loaded, dry_run, told)
-        if dry_run or interrupted:
-            return INTERRUPTED if interrupted else 0
+        with _determinism(deterministic):
+            taught = _Teaching(request, means, device_kind, deterministic, store, loaded, team, limits)
+            code = taught.run(cells, stream, dry_run, told)
+        if dry_run or code == INTERRUPTED:
+            return code
         memo.keep(store, question, keys)
         loaded = store.load(request.suite)
-    else:
-        typer.echo(f"{_counted(len(keys))} of {request.suite}; nothing is missing.", err=True)
-        if dry_run:
-            return 0
-    return _conclude(store, loaded, keys, publish)
+        return _conclude(store, loaded, keys, publish) or code
+    typer.echo(f"{_counted(len(keys))} of {request.suite}; nothing is missing.", err=True)
+    return 0 if dry_run else _conclude(store, loaded, keys, publish)
 
 
-def _device_kind(name: str) -> str:
+def _device_kind(name: str, means: Means) -> str:
+    """Where cells run elsewhere, CUDA need not be here."""
     if name == "cpu":
         return name
+    if means.elsewhere and (name == "cuda" or (name == "auto" and means.gpus_per_cell)):
+        return "cuda"
     from clbench.executors import choose_device
 
     return choose_device(name).type
@@ -132,68 +190,125 @@ def _patience(what: str) -> contextlib.AbstractContextManager[object]:
     return console.status(what) if console.is_terminal else contextlib.nullcontext()
 
 
-def _print_memory(suite: Suite, rows: Sequence[Row]) -> None:
+def _print_memory(suite: Suite, rows: Sequence[Row], processes: int) -> None:
     """What each method will need, where that can be told from shapes; before any file of data or weights is read."""
     from clbench import memory
 
-    lines, reasons = memory.told(suite, rows)
+    lines, reasons = memory.told(suite, rows, processes)
     if lines:
-        typer.echo("\n".join([memory.TITLE, views.columns(lines), *reasons, ""]))
+        each = [f"in each of {processes} processes:"] if processes > 1 else []
+        typer.echo("\n".join([memory.TITLE, *each, views.columns(lines), *reasons, ""]))
 
 
-def _built(request: Request, threads: int | None) -> tuple[Suite, list[Row]]:
-    if threads is not None:
-        import torch
+def _built(request: Request, means: Means) -> tuple[Suite, list[Row]]:
+    import torch
 
-        torch.set_num_threads(threads)
+    if means.threads is not None or means.processes > 1:
+        torch.set_num_threads(means.threads or max(1, torch.get_num_threads() // means.processes))
     return request.built()
 
 
-def _planned(
-    request: Request, suite: Suite, rows: Sequence[Row], device_kind: str
-) -> tuple[torch.device, Stream, list[Cell]]:
-    """The device, the stream and every cell that was asked for."""
-    from clbench import plan
-    from clbench.executors import choose_device
+def follow(request: Request, means: Means, device_kind: str, deterministic: bool) -> int:
+    """Teach with the process that leads whatever cells it announces, and keep nothing; returns the exit code."""
+    from clbench import executors, runner  # noqa: F401  (Avalanche cannot be loaded by a process that already follows)
 
-    stream = suite.stream(request.order_seed)
-    cells = plan.cells(suite, stream, rows, request.seeds, request.order_seed, device_kind)
-    return choose_device(device_kind), stream, cells
+    with Team(asked(means.processes), device_kind) as team, _determinism(deterministic or device_kind == "cuda"):
+        suite, rows = _built(request, means)
+        stream, cells = request.cells(suite, rows, device_kind, deterministic)
+        executors.follow(cells, stream, executors.choose_device(device_kind), team.assemble())
+    return 0
 
 
-def _teach(
-    cells: Sequence[Cell],
-    stream: Stream,
-    store: Store,
-    device: torch.device,
-    loaded: Loaded,
-    dry_run: bool,
-    told: Sequence[Watcher],
-) -> bool:
-    """Run the missing cells, or only name them; True where the person interrupted it."""
-    from clbench import executors, plan
-
-    todo = executors.missing(cells, store)
-    expected = {cell.key: plan.forecast_seconds(cell, loaded.records) for cell in todo}
-    typer.echo(_announcement(cells, expected), err=True)
-    if dry_run:
-        typer.echo(views.columns([(cell.name, _state(cell, expected)) for cell in cells]))
-        return False
-    if not todo:
-        return False
-    console = Console(stderr=True, highlight=False)
+def _follow_quietly(request: Request, means: Means, deterministic: bool) -> int:
+    """The same where torchrun has started all processes; what is wrong with the words, the one that leads says."""
     try:
-        with reporter(console, len(todo), expected, told) as everyone:
-            executors.inline(cells, stream, store, device, everyone)
+        request.fingerprints()
+        device_kind = _device_kind(request.device, means)
+    except ClbenchError:
+        return 2
+    try:
+        with Path(os.devnull).open("w") as no, contextlib.redirect_stdout(no), contextlib.redirect_stderr(no):
+            return follow(request, means, device_kind, deterministic)
+    except Parted:
+        return 1
     except KeyboardInterrupt:
-        kept = len(cells) - len(executors.missing(cells, store))
-        typer.echo(
-            f"Interrupted. {kept} of {_counted(len(cells))} are finished and kept; "
-            "the same command goes on after the last finished task.",
-            err=True,
+        return INTERRUPTED
+
+
+def _determinism(wanted: bool) -> contextlib.AbstractContextManager[None]:
+    from clbench import determinism
+
+    return determinism.asked(wanted)
+
+
+@dataclass(frozen=True)
+class _Teaching:
+    """The missing cells of a comparison, run by the means that the person chose."""
+
+    request: Request
+    means: Means
+    device_kind: str
+    deterministic: bool
+    store: Store
+    loaded: Loaded
+    team: Team
+    limits: Limits
+
+    def run(self, cells: Sequence[Cell], stream: Stream, dry_run: bool, told: Sequence[Watcher]) -> int:
+        """Run what is missing, or only name it; returns 0, INTERRUPTED or `forecast.LEFT_OUT`."""
+        from clbench import executors, plan
+
+        todo = executors.missing(cells, self.store)
+        expected = {cell.key: plan.forecast_seconds(cell, self.loaded.records) for cell in todo}
+        if self.means.processes > 1:  # recorded seconds are of all devices
+            expected = {key: seconds and seconds / self.means.processes for key, seconds in expected.items()}
+        means = executors.settled(self.means, self.device_kind)
+        expected = forecast.filled(todo, expected, stream, self.device_kind, self.limits)
+        typer.echo(_announcement(cells, expected), err=True)
+        if dry_run:
+            typer.echo(f"Executor: {executors.in_words(means, self.device_kind)}.", err=True)
+            typer.echo(views.columns([(cell.name, _state(cell, expected)) for cell in cells]))
+            forecast.foretell(todo, expected, self.limits, means)
+        if dry_run or not todo:
+            return 0
+        console = Console(stderr=True, highlight=False)
+        try:
+            batches, left = forecast.batches(cells, todo, expected, self.limits, means)
+            with reporter(console, len(todo), expected, told) as everyone:
+                for batch in batches:
+                    self._run(means, batch, stream, everyone)
+        except KeyboardInterrupt:
+            kept = len(cells) - len(executors.missing(cells, self.store))
+            typer.echo(
+                f"Interrupted. {kept} of {_counted(len(cells))} are finished and kept; "
+                "the same command goes on after the last finished task.",
+                err=True,
+            )
+            return INTERRUPTED
+        if left:
+            forecast.tell_left_out(left, expected, self.limits)
+        return forecast.LEFT_OUT if left else 0
+
+    def _run(self, means: Means, cells: Sequence[Cell], stream: Stream, told: Reporter) -> None:
+        from clbench import executors
+        from clbench.job import Job
+
+        job = Job(
+            request=vars(self.request),
+            store=str(self.store.root.resolve()),
+            device=self.device_kind,
+            threads=means.threads or 1,
+            deterministic=self.deterministic,
+            told=tuple(sys.argv[1:]),
         )
-        return True
-    return False
+        if means.executor == "inline":
+            peers = self.team.assemble([sys.executable, "-P", "-m", "clbench.follower", job.dumped()])
+            executors.inline(cells, stream, self.store, executors.choose_device(self.device_kind), told, peers)
+            return
+        from clbench.executors.needs import needs
+
+        place = executors.place(means, self.device_kind, job, told, lambda: needs(cells, self.loaded.records))
+        executors.drive(cells, stream, self.store, place, told, means.timeout_seconds)
 
 
 def _announcement(cells: Sequence[Cell], expected: dict[str, float | None]) -> str:
@@ -222,6 +337,8 @@ def _counted(cells: int) -> str:
 def _conclude(store: Store, loaded: Loaded, keys: Collection[str], publish: bool) -> int:
     """Print the table that the cells belong to, publish them where asked, and tell what failed."""
     mine = [record for record in loaded.records if record.key in keys]
+    if not mine:  # the budget was too small for any
+        return 0
     exams = {record.suite_hash for record in mine}
     known = {record.method: record.fingerprint for record in mine}
     views.print_tables(views.tables(loaded, [r for r in loaded.records if r.suite_hash in exams], known))

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from clbench import runner
+from clbench import checkpoint, runner
 from clbench.errors import ClbenchError, LeakError
 from clbench.exam import Outcomes
 from clbench.method import Method
+from clbench.padding import is_text
 from clbench.stream import Examples, ImageSet, Stream, TextSet
 from clbench.text import Row
 from clbench.trial import DEVICE, FIELDS, Broken, Declined, Taught, Trial, answers
@@ -179,7 +180,26 @@ def _within_resources(trial: Trial) -> None:
     run = trial.attempt
     if isinstance(run.error, LeakError) and run.kept_too_much:
         raise Broken(str(run.error))
-    _ = trial.whole
+    declared, found = trial.method.resources().buffer_samples, _inputs_held(trial.whole.running)
+    if found > declared:
+        raise Broken(f"{found} inputs lie among what it keeps, by their shape, and it declared {declared} samples")
+
+
+def _inputs_held(running: runner.Run) -> int:
+    """How many inputs the tensors could be that a run keeps, by their shape; what is folded otherwise is missed.
+
+    An image has channels, height and width; a row of text is two lines of whole numbers, of any length.
+    """
+    image = running.stream.tasks[0].train.batch(torch.zeros(1, dtype=torch.int64), DEVICE)[0][0]
+    found = 0
+    for tensor in checkpoint.tensors_of(running.learned()).values():
+        if is_text(image[None]):
+            alike = tensor.ndim == 3 and tensor.shape[1] == 2 and tensor.dtype == image.dtype
+        else:
+            alike = tensor.shape[-image.ndim :] == image.shape
+        if alike:
+            found += math.prod(tensor.shape[: -image.ndim])
+    return found
 
 
 def _test_data_untouched(trial: Trial) -> None:

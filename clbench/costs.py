@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from clbench.errors import LeakError
 from clbench.meter import Reading
 from clbench.method import Method
+from clbench.plugin import Plugin
 from clbench.record import TaskCosts
 from clbench.strategy import Strategy
 
 _MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is held of past tasks, as the plugins tell."""
+
+    samples: int = 0
+    gradients: int = 0
+    class_statistics: bool = False
+
+    @classmethod
+    def by(cls, plugins: Iterable[Plugin]) -> Kept:
+        """All that `plugins` hold together."""
+        told = list(plugins)
+        return cls(
+            sum(plugin.kept_samples() for plugin in told),
+            sum(plugin.kept_gradients() for plugin in told),
+            any(plugin.keeps_class_statistics() for plugin in told),
+        )
 
 
 def task_costs(
@@ -40,13 +61,23 @@ def task_costs(
     )
 
 
-def check_declared(method: Method, kept_samples: int, costs: Sequence[TaskCosts]) -> None:
+def check_declared(method: Method, kept: Kept, costs: Sequence[TaskCosts]) -> None:
     """Raise LeakError where `method` keeps more than its `resources()` say. `costs`: of all lessons so far."""
     declared = method.resources()
-    if kept_samples > declared.buffer_samples:
+    if kept.samples > declared.buffer_samples:
         raise LeakError(
-            f"{method.name} keeps {kept_samples} samples and declared {declared.buffer_samples}; "
+            f"{method.name} keeps {kept.samples} samples and declared {declared.buffer_samples}; "
             "raise buffer_samples in its resources() or keep fewer."
+        )
+    if kept.gradients > declared.stored_gradients * len(costs):
+        raise LeakError(
+            f"{method.name} keeps {kept.gradients / len(costs):g} gradients a task and declared "
+            f"{declared.stored_gradients}; raise stored_gradients in its resources() or keep fewer."
+        )
+    if kept.class_statistics and not declared.class_statistics:
+        raise LeakError(
+            f"{method.name} keeps class statistics and did not declare them; "
+            "set class_statistics in its resources() or keep none."
         )
     growth = costs[-1].stored_bytes - costs[-2].stored_bytes if len(costs) > 1 else 0
     if growth > declared.stored_mib_per_task * _MIB:

@@ -125,7 +125,13 @@ def _facts(record: Record) -> dict[str, Mapping[str, Any]]:
         "recipe": record.recipe,
         "versions": {"clbench": origin.clbench, "commit": commit, **origin.versions},
         "hardware": {name: getattr(origin, name) for name in ("device", "device_kind", "precision", "threads")},
+        "machine": {"cpu": origin.cpu, "driver": origin.driver} if origin.cpu else {},
+        "determinism": origin.determinism,
     }
+
+
+_LATER = ("machine", "determinism")
+"""What records lack that were made before it was kept; it tells two runs apart only where both have it."""
 
 
 def _changes(first: Record, second: Record) -> list[Change]:
@@ -133,6 +139,7 @@ def _changes(first: Record, second: Record) -> list[Change]:
     return [
         Change(group, name, old, new)
         for group in mine
+        if group not in _LATER or (mine[group] and theirs[group])
         for name in dict.fromkeys((*mine[group], *theirs[group]))
         if (old := mine[group].get(name, Absent.ABSENT)) != (new := theirs[group].get(name, Absent.ABSENT))
     ]

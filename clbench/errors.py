@@ -15,12 +15,18 @@ class UnknownName(ClbenchError):
 
     >>> str(UnknownName("method", "trelora", ["ewc", "treelora"]))
     "no method called 'trelora'. Did you mean 'treelora'? Known: ewc, treelora."
+
+    Papers' spellings lead there too: the names of methods are small, and a "p" stands for each "+".
+
+    >>> str(UnknownName("method", "NEW++", ["new", "newpp"]))
+    "no method called 'NEW++'. Did you mean 'newpp'? Known: new, newpp."
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
+        spelled = {one.lower(): one for one in names}
+        close = difflib.get_close_matches(name.lower().replace("+", "p"), spelled, n=1, cutoff=0.5)
+        hint = f" Did you mean '{spelled[close[0]]}'?" if close else ""
         super().__init__(f"no {kind} called '{name}'.{hint} Known: {', '.join(names) or 'none'}.")
 
 
@@ -46,3 +52,11 @@ class Unsupported(ClbenchError):
 
 class Diverged(ClbenchError):
     """The training loss is no longer finite."""
+
+
+class Parted(ClbenchError):
+    """The processes that teach one cell together are no longer together; nothing is recorded of it."""
+
+
+class Differ(ClbenchError):
+    """Processes that teach one cell together do not hold the same."""

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clbench.answers import Answers
 from clbench.marking import ClassMarker, Marker, TextMarker
 from clbench.recall import Recall
 from clbench.record import Audit
 from clbench.seeding import generator
-from clbench.strategy import Answers, Strategy
+from clbench.strategy import Strategy
 from clbench.stream import Examples, Stream, Task, Union, Vault
 
 AUDIT_SAMPLES = 32

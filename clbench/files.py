@@ -78,6 +78,19 @@ def sweep(folder: Path) -> None:
             leftover.unlink()
 
 
+def sweep_old(folder: Path, now: Path, seconds: float = 3600.0) -> None:
+    """Remove the temporary files right in `folder` that were written so long before the file `now` was.
+
+    For a folder with several writers. A write takes no hour, and both times are of the file system's own clock.
+    """
+    with contextlib.suppress(OSError):
+        latest = now.stat().st_mtime - seconds
+        for leftover in folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                if leftover.stat().st_mtime < latest:
+                    leftover.unlink()
+
+
 def set_aside(path: Path) -> Path:
     """Rename an unreadable file so that another may take its place; returns its new path. Nothing is deleted."""
     numbered = (path.with_name(f"{path.name}.aside-{number}") for number in itertools.count(1))

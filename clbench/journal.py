@@ -36,6 +36,10 @@ class Journal:
         self.cell = _facts(cell)
         self._write("cell_started", **self.cell, tasks=cell.protocol.tasks, device=cell.device_kind)
 
+    def at_hand(self, cell: Cell) -> None:
+        """What follows is of this cell."""
+        self.cell = _facts(cell)
+
     def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         """With the mean loss and how fast it went."""
         place = {"task": task + 1, "tasks": tasks, "epoch": epoch, "epochs": epochs}

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from clbench import metrics
@@ -69,41 +69,51 @@ class Forecast:
     taken: list[float] = field(default_factory=list)
     compared: list[tuple[float, float]] = field(default_factory=list)
     """Of the cells finished meanwhile that were timed before: the seconds expected, and those taken."""
+    began: dict[str, float] = field(default_factory=dict)
+    """Key -> when each of the cells began that are under way."""
+    done: dict[str, float] = field(default_factory=dict)
+    """Key -> which share of it is."""
     current: str = ""
-    began: float = 0.0
 
     def start(self, key: str) -> None:
         """A cell begins."""
-        self.current, self.began = key, self.now()
+        self.current, self.began[key], self.done[key] = key, self.now(), 0.0
 
     def finish(self, key: str) -> float:
         """A cell has ended; its seconds, 0 where it was not ours."""
         expected = self.expected.pop(key, None)
-        if key != self.current:
+        if key not in self.began:
             return 0.0
-        self.taken.append(self.now() - self.began)
+        self.taken.append(self.now() - self.began.pop(key))
         if expected:
             self.compared.append((expected, self.taken[-1]))
-        self.current = ""
         return self.taken[-1]
 
-    def left(self, done: float = 0.0) -> float | None:
-        """Seconds left when the share `done` of the current cell is; None while nothing is known."""
-        guess = fmean(self.taken) if self.taken else None
-        elapsed, compared = self.now() - self.began, list(self.compared)
-        before = self.expected.get(self.current)
-        if before and done > 0:
-            compared.append((before, elapsed / done))
+    def left(self, done: float | None = None) -> float | None:
+        """Seconds left when the share `done` of the current cell is; None while nothing is known.
+
+        Cells that are under way together are taken to go on so, and those after them.
+        """
+        if done is not None:
+            self.done[self.current] = done
+        now, guess = self.now(), fmean(self.taken) if self.taken else None
+        elapsed = {key: now - began for key, began in self.began.items()}
+        compared = list(self.compared)
+        compared += [(then, elapsed[key] / self.done[key]) for key in elapsed if (then := self._before(key))]
         scale = sum(taken for _, taken in compared) / sum(then for then, _ in compared) if compared else 1.0
         times = {key: guess if seconds is None else scale * seconds for key, seconds in self.expected.items()}
-        if self.current in times:
-            whole = times[self.current]
-            if done > 0:
-                times[self.current] = elapsed * (1 - done) / done
+        for key in elapsed.keys() & times.keys():
+            whole, share = times[key], self.done[key]
+            if share > 0:
+                times[key] = elapsed[key] * (1 - share) / share
             elif whole is not None:
-                times[self.current] = max(0.0, whole - elapsed)
+                times[key] = max(0.0, whole - elapsed[key])
         known = [seconds for seconds in times.values() if seconds is not None]
-        return sum(known) if known and len(known) == len(times) else None
+        return sum(known) / max(1, len(elapsed)) if known and len(known) == len(times) else None
+
+    def _before(self, key: str) -> float | None:
+        """What a cell under way was expected to take, if a share of it is done."""
+        return self.expected.get(key) if self.done[key] > 0 else None
 
 
 class Plain:
@@ -112,7 +122,7 @@ class Plain:
     def __init__(self, console: Console, cells: int, forecast: Forecast) -> None:
         self.console, self.cells, self.forecast = console, cells, forecast
         self.number = self.failed = 0
-        self.spoken = 0.0
+        self.spoken, self.name = 0.0, ""
 
     def cell_started(self, cell: Cell) -> None:
         """Its number and name."""
@@ -121,11 +131,15 @@ class Plain:
         state = _state(self.failed, self.forecast.left())
         self.message(f"[{self.number}/{self.cells}] {cell.name}{f', {state}' if state else ''}")
 
+    def at_hand(self, cell: Cell) -> None:
+        """Say which cell it is, where several are under way."""
+        self.name = f"{cell.name}: " if len(self.forecast.began) > 1 else ""
+
     def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         """Where the cell is, if it has been silent for long."""
         if self.forecast.now() - self.spoken > QUIET_SECONDS:
             where = f"task {task + 1} of {tasks}, epoch {epoch} of {epochs}"
-            self.message(f"  {where}, loss {loss:.3g}, {speed(pace)}")
+            self.message(f"  {self.name}{where}, loss {loss:.3g}, {speed(pace)}")
 
     def task(self, task: int, tasks: int) -> None:
         """Nothing: the next epoch or the end says it."""
@@ -133,8 +147,9 @@ class Plain:
     def cell_finished(self, cell: Cell, record: Record) -> None:
         """What became of it and how long it took."""
         self.failed += record.status == "failed"
+        name = f"{cell.name}: " if len(self.forecast.began) > 1 else ""
         seconds = self.forecast.finish(cell.key)
-        self.message(f"  {ending(record)} ({duration(seconds) if seconds else 'by another process'})")
+        self.message(f"  {name}{ending(record)} ({duration(seconds) if seconds else 'by another process'})")
 
     def message(self, text: str) -> None:
         """One line."""
@@ -143,35 +158,41 @@ class Plain:
 
 
 class Bars:
-    """Two bars: the cells of the comparison, the tasks and epochs of the cell at hand."""
+    """Bars: the cells of the comparison, the tasks and epochs of each cell that is under way."""
 
     def __init__(self, progress: Progress, cells: int, forecast: Forecast) -> None:
         self.progress, self.forecast = progress, forecast
         self.whole = progress.add_task("cells", total=cells, note="")
-        self.part = progress.add_task("", total=1, visible=False, note="")
-        self.joint = False
+        self.parts = dict[str, TaskID]()
+        """Key -> the bar of the cell."""
+        self.joint, self.key = False, ""
         self.failed = 0
 
     def cell_started(self, cell: Cell) -> None:
         """Show its name over an empty bar."""
         self.forecast.start(cell.key)
-        self.joint = cell.method.schedule == "joint"
-        tasks = 1 if self.joint else cell.protocol.tasks
-        self.progress.reset(self.part, description=clean(cell.name), total=tasks, visible=True, note="")
+        tasks = 1 if cell.method.schedule == "joint" else cell.protocol.tasks
+        self.parts[cell.key] = self.progress.add_task(clean(cell.name), total=tasks, note="")
+        self.at_hand(cell)
         self._forecast(0.0)
 
+    def at_hand(self, cell: Cell) -> None:
+        """What follows moves its bar."""
+        self.key = self.forecast.current = cell.key
+        self.joint = cell.method.schedule == "joint"
+
     def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
-        """Move the lower bar by a part of a task."""
+        """Move its bar by a part of a task."""
         lessons, lesson = (1, 0) if self.joint else (tasks, task)
         done = lesson + epoch / epochs
         where = "all tasks" if self.joint else f"task {task + 1}"
         note = f"{where}, epoch {epoch}/{epochs}, loss {loss:.3g}, {speed(pace)}"
-        self.progress.update(self.part, completed=done, note=note)
+        self.progress.update(self.parts[self.key], completed=done, note=note)
         self._forecast(done / lessons)
 
     def task(self, task: int, tasks: int) -> None:
-        """Move the lower bar to the end of a task."""
-        self.progress.update(self.part, completed=1 if self.joint else task + 1)
+        """Move its bar to the end of a task."""
+        self.progress.update(self.parts[self.key], completed=1 if self.joint else task + 1)
 
     def cell_finished(self, cell: Cell, record: Record) -> None:
         """Print what became of it above the bars."""
@@ -179,14 +200,15 @@ class Bars:
         seconds = self.forecast.finish(cell.key)
         self.message(f"{cell.name}: {ending(record)} ({duration(seconds) if seconds else 'by another process'})")
         self.progress.update(self.whole, advance=1)
-        self.progress.update(self.part, visible=False)
-        self._forecast(0.0)
+        if (part := self.parts.pop(cell.key, None)) is not None:
+            self.progress.remove_task(part)
+        self._forecast()
 
     def message(self, text: str) -> None:
         """One line above the bars."""
         self.progress.console.print(Text(clean(text)))
 
-    def _forecast(self, done: float) -> None:
+    def _forecast(self, done: float | None = None) -> None:
         self.progress.update(self.whole, note=_state(self.failed, self.forecast.left(done)))
 
 
@@ -205,6 +227,10 @@ class Several:
     def cell_started(self, cell: Cell) -> None:
         """All."""
         self._tell(lambda who: who.cell_started(cell))
+
+    def at_hand(self, cell: Cell) -> None:
+        """All."""
+        self._tell(lambda who: who.at_hand(cell))
 
     def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         """All."""

@@ -25,17 +25,24 @@ class Loader:
 
     Each pass gives every sample once, in the order given where there is no seed. Whoever trains sets `epoch`
     and `augmented`, so that a plugin may read the loader too without changing what follows, and reads the
-    samples as they are.
+    samples as they are. `part` (i, n) gives every n-th batch alone, from number i on.
     """
 
     def __init__(
-        self, examples: Examples, task_of: Tensor, batch_size: int, device: torch.device, seed: int | None
+        self,
+        examples: Examples,
+        task_of: Tensor,
+        batch_size: int,
+        device: torch.device,
+        seed: int | None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.examples, self.task_of, self.batch_size = examples, task_of.to(device), batch_size
         self.device, self.seed, self.epoch, self.augmented = device, seed, 0, False
+        self.first, self.step = part
 
     def __len__(self) -> int:
-        return -(-len(self.examples) // self.batch_size)
+        return len(range(self.first, -(-len(self.examples) // self.batch_size), self.step))
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         batches = self._batches()
@@ -47,7 +54,7 @@ class Loader:
             order = torch.randperm(len(order), generator=generator(self.seed, "order", self.epoch))
             if self.augmented:
                 draws = generator(self.seed, "augment", self.epoch)
-        for indices in order.split(self.batch_size):
+        for indices in order.split(self.batch_size)[self.first :: self.step]:
             inputs, targets = self.examples.batch(indices, self.device, draws)
             yield [inputs, targets, self.task_of[indices.to(self.device, non_blocking=True)]]
 

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from clbench.answers import Answers
 from clbench.errors import UnknownName
 from clbench.scoring.answers import KINDS, VARIANTS, Kind
-from clbench.strategy import Answers
 from clbench.stream import Stream, TextSet
 
 SCORE = "score"

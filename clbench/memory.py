@@ -60,17 +60,18 @@ class Forecast:
         return self.weights + self.adapters + self.gradients + self.optimiser + self.activations
 
 
-def told(suite: Suite, rows: Sequence[Row]) -> tuple[list[tuple[str, ...]], list[str]]:
+def told(suite: Suite, rows: Sequence[Row], processes: int = 1) -> tuple[list[tuple[str, ...]], list[str]]:
     """A head and a line for each method, in MiB, and a sentence for each that nothing can be told of.
 
-    No lines where the backbone has no outline. Raises NotAvailable where its configuration cannot be had.
+    Where `processes` share each batch, for one of them. No lines where the backbone has no outline. Raises NotAvailable
+    where its configuration cannot be had.
     """
     lines, reasons = [HEADS], list[str]()
     for row in rows:
         own = ", ".join(word for word in row.variant.split(", ") if not word.startswith("recipe."))  # those of all rows
         name = f"{row.method.name} ({own})" if own else row.method.name
         try:
-            found = forecast(suite, row.method, row.recipe or suite.recipe)
+            found = forecast(suite, row.method, _of_each(row.recipe or suite.recipe, processes))
         except NotAvailable:
             raise
         except Exception as error:  # whatever a method may raise where there are no numbers
@@ -95,7 +96,7 @@ def forecast(suite: Suite, method: Method, recipe: Recipe) -> Forecast | None:
     """
     precision, nowhere = _precision(recipe), torch.device("meta")
     with nowhere:
-        model = backbones.outline(suite.backbone, precision)
+        model = backbones.outline(suite.backbone, precision, suite.remote_code)
     if model is None:
         return None
     model.freeze_body()
@@ -113,6 +114,14 @@ def forecast(suite: Suite, method: Method, recipe: Recipe) -> Forecast | None:
         kept_rows=kept.buffer_samples * (2 * tokens + recipe.answer_tokens) * torch.int64.itemsize,
         growth=round(kept.stored_mib_per_task * MIB),
     )
+
+
+def _of_each(recipe: Recipe, processes: int) -> Recipe:
+    """What goes through the model at once in each of the processes that share a batch."""
+    share = -(-recipe.batch_size // processes)
+    if processes == 1:
+        return recipe
+    return recipe.model_copy(update={"micro_batch": min(recipe.micro_batch or share, share)})
 
 
 def _precision(recipe: Recipe) -> torch.dtype:

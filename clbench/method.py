@@ -24,14 +24,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a method keeps or needs beyond the task's own data; exceeding it fails the run."""
+    """What a method keeps or needs beyond the task's own data; exceeding it fails the run.
+
+    Samples, gradients and class statistics are those that its plugins tell of; the laws look for samples that
+    nobody told of, too.
+    """
 
     buffer_samples: int = 0
     """Training samples kept after their task, over the whole stream."""
     replay_batch: int = 0
-    """Kept samples added to each training batch."""
+    """Kept samples added to each training batch. Declared only: methods pass them through the model in ways of
+    their own, with the batch or apart from it, so that the harness cannot count them."""
     class_statistics: bool = False
+    """Whether means, covariances or the like of the features of past classes, or of past tasks, are kept."""
+    stored_gradients: int = 0
+    """Gradients kept of each past task, as vectors over what is trained. Averages that a method keeps in their
+    stead are weights like any others: they count among the stored bytes."""
     task_id_at_test: bool = False
+    """Whether the true task is asked for at test; without it, shuffled task labels must change no answer."""
     stored_mib_per_task: float = 1.0
     """How much the stored bytes may grow from one task to the next."""
 

@@ -29,6 +29,12 @@ class Cell:
     protocol: Protocol
     """The cell's own card: the suite's with the method's terms."""
     suite_protocol: Protocol
+    spec: str = ""
+    """What a person calls the method by: its name, or the file that it lies in."""
+    again: str = ""
+    """The command that makes this cell and no other, for the record; nothing depends on it."""
+    retries: int = 0
+    """How often it may go on with less at a time after its device's memory ran out, see `clbench.shortage`."""
 
     @property
     def name(self) -> str:
@@ -71,6 +77,7 @@ def terms(suite: Suite, suite_protocol: Protocol, method: Method, recipe: Recipe
             "buffer_samples": kept.buffer_samples,
             "replay_batch": kept.replay_batch,
             "class_statistics": kept.class_statistics,
+            "stored_gradients": kept.stored_gradients,
             "compat": method.compat(),
         }
     )
@@ -98,6 +105,8 @@ class Row:
     fingerprint: str
     recipe: Recipe | None = None
     """What it is taught by where that is not the suite's."""
+    spec: str = ""
+    """What a person calls it by: its name, or the file that it lies in."""
 
 
 def cells(
@@ -122,10 +131,17 @@ def cells(
             device_kind=device_kind,
             protocol=terms(suite, card, row.method, row.recipe or suite.recipe),
             suite_protocol=card,
+            spec=row.spec or row.method.name,
         )
         for seed in seeds
         for row in rows
     ]
+
+
+def alike(record: Record, cell: Cell) -> bool:
+    """Whether a record tells what to expect of a cell: the same row of the same model and data, whatever the order."""
+    same = (record.suite, record.method) == (cell.suite.name, cell.method.name)
+    return same and _alike(record.protocol, cell.protocol) and record.origin.device_kind == cell.device_kind
 
 
 def _alike(told: Mapping[str, Any], card: Protocol) -> bool:
@@ -143,9 +159,6 @@ def forecast_seconds(cell: Cell, records: Iterable[Record]) -> float | None:
     times = [
         sum(cost.train_seconds + cost.warmup_seconds + cost.eval_seconds for cost in record.costs)
         for record in records
-        if record.status == "done"
-        and (record.suite, record.method) == (cell.suite.name, cell.method.name)
-        and _alike(record.protocol, cell.protocol)
-        and record.origin.device_kind == cell.device_kind
+        if record.status == "done" and alike(record, cell)
     ]
     return sum(times) / len(times) if times else None

@@ -21,11 +21,12 @@ METHOD_TERMS: tuple[str, ...] = (
     "buffer_samples",
     "replay_batch",
     "class_statistics",
+    "stored_gradients",
     "compat",
 )
 """The fields a method may change; the others belong to the suite."""
 
-ADDED = ("compat", "task_epochs", "optimisation", "eval_samples", "marks")
+ADDED = ("compat", "task_epochs", "optimisation", "eval_samples", "marks", "stored_gradients")
 """Fields that older cards lack: while empty they are left out of the hash, so that it stays what it was."""
 
 
@@ -72,6 +73,8 @@ class Protocol(BaseModel):
     """Kept samples added to each training batch."""
     class_statistics: bool = False
     """Means or covariances of classes are kept."""
+    stored_gradients: int = 0
+    """Gradients kept of each past task."""
     compat: tuple[str, ...] = ()
     """Known deviations of other code that are repeated here on purpose."""
     task_epochs: tuple[int, ...] = ()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of this file's layout. A store holding a newer one is reported, not guessed at."""
 
 IMPORTED = "imported:"
@@ -94,6 +94,17 @@ class Origin(BaseModel):
     started: str
     """UTC, ISO 8601; of imported runs as their system wrote it."""
     command: str
+    """What was typed, whatever else it asked for; of a worker process what started that."""
+    again: str = ""
+    """The command that makes this one run again; '' of runs before schema 4, and where no command does."""
+    cpu: str = ""
+    """The processor's model and how many of its cores this process may use; '' before schema 4."""
+    driver: str = ""
+    """Versions of the device's driver and libraries; '' on a CPU."""
+    determinism: dict[str, bool | str] = Field(default_factory=dict)
+    """The switches of PyTorch on which it depends whether equal runs give equal bits, see `clbench.determinism`."""
+    processes: int = 1
+    """How many taught it together, each with a device like this and a share of every batch."""
 
 
 class Audit(BaseModel):

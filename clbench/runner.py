@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from pydantic import ValidationError
-from torch import Tensor
 
-from clbench import __version__, backbones, checkpoint, recall
-from clbench.costs import check_declared, task_costs
-from clbench.errors import ClbenchError, LeakError, StoreError
-from clbench.exam import Exam, Outcomes, Round
+from clbench import __version__, backbones, checkpoint, recall, shortage
+from clbench.costs import Kept, check_declared, task_costs
+from clbench.errors import LeakError, Parted, StoreError
+from clbench.exam import Exam, Outcomes
 from clbench.featurecache import FeatureCache
 from clbench.files import explain, set_aside, write_atomically
-from clbench.marking import SCORE
+from clbench.filing import failure, reason, record_of
 from clbench.meter import Meter, stopwatch, tensor_bytes
 from clbench.method import Workbench
-from clbench.origin import device_name, origin, versions
+from clbench.origin import device_name, versions
 from clbench.pace import Laps, Pace
+from clbench.peers import ALONE, Peers
 from clbench.plan import Cell
 from clbench.record import Audit, Record, TaskCosts
 from clbench.seeding import seed_everything
+from clbench.state import State
 from clbench.store import CellFolder
 from clbench.strategy import Plugin, Strategy
 from clbench.stream import Stream, Task, Union
 
-__all__ = ["Outcomes", "Progress", "Run", "Silent", "State", "run"]
+__all__ = ["Outcomes", "Progress", "Run", "Silent", "State", "record_of", "run"]
 
 
 class Progress(Protocol):
@@ -56,61 +54,24 @@ class Silent:
         """Nothing."""
 
 
-@dataclass
-class State:
-    """What has been measured so far; goes into the checkpoint."""
-
-    scores: list[list[float | None]]
-    started: str
-    """UTC, ISO 8601; a resumed run keeps its first start."""
-    costs: list[TaskCosts] = field(default_factory=list)
-    facts: dict[str, Tensor] = field(default_factory=dict)
-    """NAME_i -> what `exam.Round.facts` holds under NAME after i tasks, for the tasks seen by then."""
-    other_scores: dict[str, list[list[float | None]]] = field(default_factory=dict)
-    """Further scores of the same answers, each laid out like `scores`."""
-    router_accuracy: dict[str, float] = field(default_factory=dict)
-    """round_i -> the share of the tasks inferred rightly after i tasks; only where some were inferred."""
-    contended: bool = False
-
-    @classmethod
-    def new(cls, tasks: int) -> State:
-        """Nothing measured yet."""
-        return cls(_unmeasured(tasks), datetime.now(UTC).isoformat(timespec="seconds"))
-
-    def note(self, number: int, answered: Round) -> None:
-        """Keep what the scoring pass of round `number` gave."""
-        self.facts.update({f"{name}_{number}": values for name, values in answered.facts.items()})
-        for name, found in answered.scores.items():
-            matrix = self.scores
-            if name != SCORE:
-                matrix = self.other_scores.setdefault(name, _unmeasured(len(self.scores) - 1))
-            matrix[number][: len(found)] = found
-        if answered.router_accuracy is not None:
-            self.router_accuracy[f"round_{number}"] = answered.router_accuracy
-
-    def router(self) -> tuple[float | None, ...]:
-        """The router accuracy of each round from the first on; () where no task was ever inferred."""
-        if not self.router_accuracy:
-            return ()
-        return tuple(self.router_accuracy.get(f"round_{i}") for i in range(1, len(self.scores)))
-
-
-def _unmeasured(tasks: int) -> list[list[float | None]]:
-    """The scores of a run that has not begun, laid out as in a record."""
-    return [[None] * tasks for _ in range(tasks + 1)]
-
-
 class Run:
     """One cell while it is being run. Use `run`."""
 
     def __init__(
-        self, cell: Cell, stream: Stream, device: torch.device, progress: Progress, kept: FeatureCache | None = None
+        self,
+        cell: Cell,
+        stream: Stream,
+        device: torch.device,
+        progress: Progress,
+        kept: FeatureCache | None = None,
+        peers: Peers = ALONE,
     ) -> None:
-        self.cell, self.device, self.progress = cell, device, progress
+        self.cell, self.device, self.progress, self.peers = cell, device, progress, peers
         seed_everything(cell.seed, "build")
         self.meter = Meter(device)
         suite, recipe = cell.suite, cell.suite.recipe
-        terms = {"normalisation": suite.normalisation, "weights": suite.weights}
+        terms: dict[str, Any] = {"normalisation": suite.normalisation, "weights": suite.weights}
+        terms["remote_code"] = suite.remote_code
         self.model = backbones.build(suite.backbone, stream.classes, cell.seed, **terms).to(device)
         shown = examined(stream, cell.protocol.scored_on)
         self.stream, self.vault = self.model.read(shown, recipe).sealed()
@@ -129,11 +90,13 @@ class Run:
             device=device,
             seed=cell.seed,
             on_epoch=self._tell,
+            peers=peers,
         )
         self.strategy.head_masking = cell.method.head_masking
         self.strategy.learning_rate = cell.method.learning_rate or recipe.learning_rate
         self.exam = Exam(shown, self.stream, self.vault, self.strategy, suite.score, self.recall)
         self.state = State.new(len(stream))
+        self.doing: shortage.Doing = "learning"
 
     def _tell(self, epoch: int, epochs: int, loss: float) -> None:
         self.progress.epoch(self.strategy.task_index, len(self.stream), epoch, epochs, loss, self.laps.lap())
@@ -168,12 +131,15 @@ class Run:
 
     def learn(self, index: int, task: Task) -> None:
         """Teach one lesson and score all tasks seen. Raises LeakError where more is kept than declared."""
+        self.doing = "learning"
         seed_everything(self.cell.seed, "task", index)
         self.strategy.train_epochs = self._epochs(index)
         self.laps = Laps(task.train)
         self.strategy.learn(index, task)
-        reading = self.meter.stop()
-        last = index + 1 == len(self.stream)
+        reading = self.peers.together(self.meter.stop())
+        held = {**self.strategy.holdings(), **self.learned()} if self.peers.size > 1 else {}
+        self.peers.agree(held, f"after task {index + 1}")
+        last, self.doing = index + 1 == len(self.stream), "scoring"
         with stopwatch(self.device) as seconds:
             answered = self.exam.score(index, None if last else self.given.eval_samples)
         self.state.note(index + 1, answered)
@@ -182,12 +148,12 @@ class Run:
                 self.strategy,
                 reading,
                 train_samples=len(task.train),
-                eval_seconds=seconds[0] + answered.uncounted_seconds,
+                eval_seconds=seconds[0] * self.peers.size + answered.uncounted_seconds,
                 eval_samples=answered.asked,
                 stored=tensor_bytes(checkpoint.tensors_of(self.learned())),
             )
         )
-        check_declared(self.cell.method, sum(plugin.kept_samples() for plugin in self.ours), self.state.costs)
+        check_declared(self.cell.method, Kept.by(self.ours), self.state.costs)
 
     def _epochs(self, index: int) -> int:
         """Passes over task `index`."""
@@ -201,6 +167,13 @@ class Run:
             "model": checkpoint.learned(self.model, self.untouched),
             "plugins": [plugin.state() for plugin in self.ours],
         }
+
+    def _marks(self) -> list[str]:
+        """What must be said where several processes shared each batch, or memory ran out."""
+        size = self.peers.size
+        shared = [f"{size} processes shared each batch, which rounds otherwise; seconds are of all"] if size > 1 else []
+        own_terms = any(type(plugin).before_backward is not Plugin.before_backward for plugin in self.plugins)
+        return [*shared, *shortage.marks(self.cell, self.state.shortages, own_terms)]
 
     def audit(self) -> Audit:
         """Ask some samples again, alone and under shuffled task labels."""
@@ -255,15 +228,31 @@ class Run:
         torch.set_num_threads(packed["threads"])  # rounding depends on it
         return len(costs)
 
+    def go_on(self, shortages: list[shortage.Facts]) -> None:
+        """Take less at a time, as after the last of `shortages`; where there are none, of those before this process."""
+        shortages += [] if shortages else self.state.shortages
+        self.state.shortages = shortages
+        for facts in shortages:
+            self.strategy.recipe = self.strategy.recipe.model_copy(update=facts["then"])
+
+    def short(self) -> shortage.Facts:
+        """What is known of a shortage of memory just met; `then` {} where nothing less can be taken."""
+        recipe, task = self.strategy.recipe, max(0, self.strategy.task_index)
+        facts = shortage.noted(self.cell, recipe, self.device, task, self.doing)
+        return {**facts, "then": shortage.less(self.cell, recipe, self.doing)}
+
     def _made_by(self) -> dict[str, str]:
         """What a checkpoint must share with whoever goes on: others round differently and take other times."""
-        return {"clbench": __version__, "torch": versions()["torch"], "device": device_name(self.device)}
+        device = device_name(self.device, self.peers.size)
+        return {"clbench": __version__, "torch": versions()["torch"], "device": device}
 
     def facts(self) -> dict[str, Any]:
         """The fields of the record that only a finished run has."""
         notes: dict[str, Any] = {"uncounted_plugins": self.strangers} if self.strangers else {}
         if self.recall is not None:
             notes["features"] = self.recall.notes()
+        if self.state.shortages:
+            notes["out_of_memory"] = self.state.shortages
         for plugin in self.ours:
             notes.update(plugin.notes())
         weights = checkpoint.sha256(self.learned())
@@ -279,7 +268,7 @@ class Run:
             "audit": audit,
             "weights_sha256": weights,
             "contended": self.state.contended,
-            "marks": tuple(dict.fromkeys(mark for plugin in self.ours for mark in plugin.marks())),
+            "marks": tuple(dict.fromkeys([*self._marks(), *(mark for own in self.ours for mark in own.marks())])),
             "notes": notes,
         }
 
@@ -300,56 +289,97 @@ def run(
     progress: Progress | None = None,
     contended: Callable[[], bool] = lambda: False,
     kept: FeatureCache | None = None,
+    peers: Peers = ALONE,
 ) -> tuple[Record, Outcomes]:
     """Run one cell, going on after the last finished lesson where `folder` holds a checkpoint.
 
     `kept`: where to reuse features of the frozen backbone from; None: they are computed as they are asked for.
     `contended()` says whether another cell is, or was since the last call, on the device. A method's
-    failure is a record of its failure; interruptions and failures of the store are raised.
+    failure is a record of its failure; interruptions and failures of the store are raised. `peers` run it with this
+    process, each with this call; only the one that leads is given a folder. Parted is raised where one of them ended.
     """
-    threads, state = torch.get_num_threads(), State.new(len(stream))
+    threads, state, shortages = torch.get_num_threads(), State.new(len(stream)), list[shortage.Facts]()
     shown, _ = examined(stream, cell.protocol.scored_on).sealed()
+
+    def new() -> Run:
+        return Run(cell, stream, device, progress or Silent(), kept, peers)
+
     try:
-        reason = cell.method.unsupported(shown)
-        if reason is not None:
-            return _record(cell, shown, device, state, status="unsupported", reason=reason), {}
-        running, finished = _begin(lambda: Run(cell, stream, device, progress or Silent(), kept), folder)
-        state = running.state
-        for index, task in running.lessons()[finished:]:
-            state.contended |= contended()
-            running.learn(index, task)
-            state.contended |= contended()
-            if folder is not None and running.resumable:
-                _save_checkpoint(running, folder)
-            running.progress.task(index, len(stream))
-        return _record(cell, shown, device, state, status="done", **running.facts()), running.outcomes()
-    except StoreError:
+        declined = cell.method.unsupported(shown)
+        if declined is not None:
+            return record_of(cell, shown, device, state, peers.size, status="unsupported", reason=declined), {}
+        while (taught := _taught(new, folder, contended, shortages)) is None:
+            shortage.freed(device)
+        running, facts = taught
+        return record_of(cell, shown, device, running.state, peers.size, status="done", **facts), running.outcomes()
+    except (StoreError, Parted):
         raise
     except Exception as error:  # whatever a method may raise
+        if not peers.failed_together():
+            raise Parted(
+                f"one of the {peers.size} processes that learn together failed: {reason(error, cell)}"
+            ) from error
         if folder is not None:
             folder.log("error", traceback=traceback.format_exc())
-        return _record(cell, shown, device, state, status="failed", reason=_reason(error, cell)), {}
+        facts = failure(error, cell, shortages)
+        return record_of(cell, shown, device, state, peers.size, status="failed", **facts), {}
     finally:
         torch.set_num_threads(threads)
 
 
-def _begin(new: Callable[[], Run], folder: CellFolder | None) -> tuple[Run, int]:
-    """A run and how many of its lessons are already finished."""
-    running = new()
-    if folder is None or not folder.checkpoint_path.exists():
-        return running, 0
+def _taught(
+    new: Callable[[], Run], folder: CellFolder | None, contended: Callable[[], bool], shortages: list[shortage.Facts]
+) -> tuple[Run, dict[str, Any]] | None:
+    """A run that has learned everything, and the facts of its record.
+
+    None where memory ran out and the cell may go on with less: the shortage is then one more of `shortages`.
+    """
+    running, finished = _begin(new, folder)
+    running.go_on(shortages)
     try:
-        content = folder.checkpoint_path.read_bytes()
+        for index, task in running.lessons()[finished:]:
+            running.state.contended |= contended()
+            running.learn(index, task)
+            running.state.contended |= contended()
+            if folder is not None and running.resumable:
+                _save_checkpoint(running, folder)
+            running.progress.task(index, len(running.stream))
+        return running, running.facts()
+    except Exception as error:
+        if not shortage.is_one(error):
+            raise
+        shortages.append(running.short())
+        if len(shortages) > running.cell.retries or not shortages[-1]["then"] or running.peers.size > 1:
+            raise
+    if folder is not None:
+        folder.log("out_of_memory", **shortages[-1])
+    return None
+
+
+def _begin(new: Callable[[], Run], folder: CellFolder | None) -> tuple[Run, int]:
+    """A run and how many of its lessons are already finished; peers go on from what the one that leads has found."""
+    running = new()
+    content = _kept(folder) if folder is not None and folder.checkpoint_path.exists() else None
+    finished = 0
+    try:
+        if content is not None:
+            finished = running.unpack(content)
+    except Exception as error:  # torn, foreign, or refused by the method: nothing of it is used
+        assert folder is not None
+        aside, content = set_aside(folder.checkpoint_path), None
+        folder.log("checkpoint_set_aside", file=aside.name, reason=str(error))
+        running = new()
+    if content is not None and folder is not None:
+        folder.log("resumed", reused=[task.name for _, task in running.lessons()[:finished]])
+    content = running.peers.told(content)
+    return running, finished if running.peers.leads or content is None else running.unpack(content)
+
+
+def _kept(folder: CellFolder) -> bytes:
+    try:
+        return folder.checkpoint_path.read_bytes()
     except OSError as error:
         raise StoreError(explain(error, folder.checkpoint_path)) from error
-    try:
-        finished = running.unpack(content)
-    except Exception as error:  # torn, foreign, or refused by the method: nothing of it is used
-        aside = set_aside(folder.checkpoint_path)
-        folder.log("checkpoint_set_aside", file=aside.name, reason=str(error))
-        return new(), 0
-    folder.log("resumed", reused=[task.name for _, task in running.lessons()[:finished]])
-    return running, finished
 
 
 def _save_checkpoint(running: Run, folder: CellFolder) -> None:
@@ -357,43 +387,3 @@ def _save_checkpoint(running: Run, folder: CellFolder) -> None:
     write_atomically(folder.checkpoint_path, running.pack())
     costs = running.state.costs
     folder.log("task_done", finished=len(costs), seconds=costs[-1].train_seconds)
-
-
-def _reason(error: Exception, cell: Cell) -> str:
-    """One line that says what failed and where in the method's module, if anywhere."""
-    if isinstance(error, ClbenchError):
-        return str(error)
-    message = next((line for line in str(error).splitlines() if line.strip()), "no message")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in message:
-        return "out of memory; lower recipe.batch_size or recipe.eval_batch_size, or free the device of other programs."
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        message = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    places = list(traceback.walk_tb(error.__traceback__))
-    home = [place for place in places if place[0].f_globals.get("__name__") == type(cell.method).__module__]
-    frame, line = (home or places)[-1]
-    return f"{type(error).__name__} at {Path(frame.f_code.co_filename).name}:{line}: {message}"
-
-
-def _record(cell: Cell, stream: Stream, device: torch.device, state: State, **facts: Any) -> Record:
-    """The record of a cell; `stream` as it was examined."""
-    return Record(
-        key=cell.key,
-        suite=cell.suite.name,
-        method=cell.method.name,
-        variant=cell.variant,
-        params=cell.method.model_dump(mode="json"),
-        recipe=cell.suite.recipe.facts(),
-        seed=cell.seed,
-        order_seed=cell.order_seed,
-        fingerprint=cell.fingerprint,
-        protocol=cell.protocol.model_dump(mode="json"),
-        suite_protocol=cell.suite_protocol.model_dump(mode="json"),
-        protocol_hash=cell.protocol.hash,
-        suite_hash=cell.suite_protocol.suite_hash,
-        tasks=tuple(task.name for task in stream),
-        test_sizes=tuple(len(task.test) for task in stream),
-        score_name=cell.suite.score,
-        origin=origin(device, cell.suite.recipe.precision, state.started),
-        **facts,
-    )

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from clbench import manifest
 from clbench.errors import StoreError
-from clbench.files import append, explain, inside, read_regular, set_aside, sweep, write_atomically
+from clbench.files import append, explain, inside, read_regular, set_aside, sweep, sweep_old, write_atomically
 from clbench.lease import Lease, LeaseLost, Watch, held
 from clbench.outcomes import Outcomes, pack_outcomes, read_outcomes
 from clbench.processes import Process
@@ -145,7 +145,10 @@ class Store:
             (root / "runs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(explain(error, root)) from error
-        write_atomically(root / "runs" / ".writable", b"")
+        probe = root / "runs" / ".writable"
+        write_atomically(probe, b"")
+        for folder in (root / "runs", root / "runs" / ".plans"):
+            sweep_old(folder, probe)
         return cls(root)
 
     @classmethod
@@ -239,20 +242,23 @@ class Store:
         """
         mine, shared = self._running(key)
         shared.unlink(missing_ok=True)
+        for leftover in mine.parent.glob(f".{mine.name}.*.tmp"):  # of one who was killed at this cell
+            leftover.unlink(missing_ok=True)
         content = {**Process.here().facts(), "device": device}
         write_atomically(mine, json.dumps(content).encode())
         try:
             for other in (others := self._others(key, device)):
                 theirs, told = self._running(other)
-                write_atomically(told, b"")
+                _touch(told)
                 if not theirs.exists():  # it ended in between, and nobody else would take the mark away
                     told.unlink(missing_ok=True)
             if others:
-                write_atomically(shared, b"")
+                _touch(shared)
             yield
         finally:
-            mine.unlink(missing_ok=True)
-            shared.unlink(missing_ok=True)
+            for file in (mine, shared):
+                with contextlib.suppress(OSError):  # who looks finds that this process has ended
+                    file.unlink(missing_ok=True)
 
     def others_running(self, key: str, device: str) -> bool:
         """Whether another cell is on `device`, or has been since `running` began for this one."""
@@ -327,6 +333,14 @@ def _why_none(text: bytes, path: Path) -> str:
     except (ValueError, RecursionError):
         pass
     return f"'{path}' is torn or no JSON; it is left out."
+
+
+def _touch(path: Path) -> None:
+    """Make an empty file; there is nothing to tear, so that no killed process leaves a temporary one."""
+    try:
+        path.touch()
+    except OSError as error:
+        raise StoreError(explain(error, path)) from error
 
 
 def _below(folder: Path) -> list[Path]:

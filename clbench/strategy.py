@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,76 +13,31 @@ from torch import Tensor, nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it imports reports missing or retired solvers that we do not use
-    from avalanche.core import BasePlugin, SupervisedPlugin
+    from avalanche.core import BasePlugin
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.templates import SupervisedTemplate
 
-from clbench.errors import BadValue, Diverged, UnknownName
+from clbench.answers import Answers, Sheet
+from clbench.errors import BadValue, Diverged, NotAvailable
 from clbench.loader import Loader, experience
 from clbench.meter import Meter
 from clbench.model import Classifier
-from clbench.padding import join
+from clbench.peers import ALONE, Peers
+from clbench.plugin import HOOKS, Plugin, check_hooks, names_the_batch
 from clbench.recipe import Recipe
 from clbench.seeding import derive
 from clbench.stream import Examples, Task
 from clbench.terms import HeadMasking
+from clbench.untaught import rows_stay
 
-HOOKS = frozenset(name for name in dir(SupervisedPlugin) if name.startswith(("before", "after")))
+__all__ = ["EARLY", "HOOKS", "Plugin", "Strategy", "check_hooks"]
 
-
-def check_hooks(plugin: object) -> None:
-    """Raise UnknownName where a plugin, or a class of plugins, has a misspelt hook: it would never be called."""
-    for name in dir(plugin):
-        if name.startswith(("before", "after")) and name not in HOOKS:
-            raise UnknownName("hook of Avalanche", name, HOOKS)
-
-
-class Plugin(SupervisedPlugin[Any]):
-    """What a method does at Avalanche's hooks, and what it must remember over tasks.
-
-    A misspelt hook is refused when the class is made.
-    """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        check_hooks(cls)
-
-    def state(self) -> dict[str, Any]:
-        """Tensors, numbers, strings, lists and dicts that the next task or answering needs."""
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
-
-    def kept_samples(self) -> int:
-        """How many training samples of past tasks are held."""
-        return 0
-
-    def learning_rate_factors(self, model: Classifier) -> Mapping[nn.Parameter, float]:
-        """By what the step size is multiplied, for parameters that take another; asked before each task."""
-        return {}
-
-    def notes(self) -> dict[str, Any]:
-        """JSON facts about the run that belong in its record."""
-        return {}
-
-    def marks(self) -> list[str]:
-        """Sentences that must stand beside this run in every table; asked after the last task."""
-        return []
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What was answered to `n` examples, in their order and on the CPU."""
-
-    predictions: Tensor
-    """Classes among those seen, `[n]`; of text the tokens, `[n, length]`."""
-    margins: Tensor
-    """How far the best logit lies above the next, `[n]`; of text where they were nearest."""
-    tasks: Tensor | None
-    """The task inferred for each example, int64 `[n]`, as indices in the stream's order; None where none was."""
-    words: list[str] | None = None
-    """The answers' text, where they are text."""
+EARLY = 3
+"""After so many steps of a task processes that share batches compare what they hold for the first time."""
+_A_SHARE = (
+    "the method looks at each batch while it is learned, and of that every process has a share alone; teach it by one "
+    "process."
+)
 
 
 class Strategy(SupervisedTemplate[Any, Any, Any]):
@@ -95,6 +49,10 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
     infers the task of a test example sets `inferred` (int64 `[batch]`, task indices in the stream's
     order) at `before_eval_forward`, in every batch of a scoring pass or in none; it is None before
     each. Parts of a step are timed by `meter.phase`.
+
+    Where `peers` share each batch, its hooks from `before_forward` to `before_backward` cannot see batch and output,
+    and what they add to the loss must not depend on them; from `after_backward` on, gradients and loss are those of
+    the whole batch, which is there again.
     """
 
     def __init__(
@@ -107,9 +65,13 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         device: torch.device,
         seed: int,
         on_epoch: Callable[[int, int, float], None] = lambda epoch, epochs, loss: None,
+        peers: Peers = ALONE,
     ) -> None:
+        self.peers, self._withheld = peers, False
         for plugin in plugins:
             check_hooks(plugin)
+            if peers.size > 1 and names_the_batch(plugin):
+                raise NotAvailable(_A_SHARE)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No loggers specified")
             evaluator = EvaluationPlugin()
@@ -138,9 +100,33 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         self._own_data: Any = None
         self._eval_loader: Loader
         self.inferred: Tensor | None = None
-        self._answers: list[Tensor] = []
-        self._margins: list[Tensor] = []
-        self._inferred: list[Tensor] = []
+        self._sheet = Sheet()
+
+    @property
+    def mbatch(self) -> Any:
+        """Inputs, targets and task indices of the batch."""
+        self._refuse_a_share()
+        return self._mbatch
+
+    @mbatch.setter
+    def mbatch(self, batch: Any) -> None:
+        self._refuse_a_share()
+        self._mbatch = batch
+
+    @property
+    def mb_output(self) -> Any:
+        """What the model gave for the batch."""
+        self._refuse_a_share(self._mb_output is None and self.is_training)
+        return self._mb_output
+
+    @mb_output.setter
+    def mb_output(self, output: Any) -> None:
+        self._refuse_a_share()
+        self._mb_output = output
+
+    def _refuse_a_share(self, is_gone: bool = False) -> None:
+        if self._withheld or (is_gone and self.peers.size > 1):
+            raise NotAvailable(_A_SHARE)
 
     # learning
 
@@ -177,6 +163,7 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Our loader; Avalanche's own where a plugin has changed the data."""
         if self.adapted_dataset is not self._own_data:
+            self._refuse_a_share(True)
             super().make_train_dataloader(**kwargs)
             return
         seed = derive(self.seed, "order", self.task_index)
@@ -191,6 +178,10 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         """Nothing: methods change the model themselves."""
         unchanged: nn.Module = self.model
         return unchanged
+
+    def _check_distributed_training_compatibility(self) -> bool:
+        """Avalanche goes by what plugins declare; here it is seen while they run."""
+        return True
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """A fresh optimiser over what is trainable now (Avalanche's would take the frozen weights too)."""
@@ -254,11 +245,14 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
                 self._training_step(**kwargs)
             total += self.loss.detach()
             count += 1
+            if self.peers.size > 1 and self.clock.train_exp_iterations == EARLY:
+                self.peers.agree({**self.holdings(), "the batch": self.mbatch}, f"after {EARLY} steps")
         if isinstance(loader, Loader):
             loader.augmented = False
         loss = float(total) / max(1, count)
         if not math.isfinite(loss):
             raise self._divergence(loss)
+        self.peers.refuse_unequal_terms()
         self.on_epoch(self.clock.train_exp_epochs + 1, self.train_epochs, loss)
 
     def _divergence(self, loss: float) -> Exception:
@@ -278,31 +272,64 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         self._unpack_minibatch()
         self._before_training_iteration(**kwargs)
         self.optimizer.zero_grad()
-        whole, size = self.mbatch, self.recipe.micro_batch or len(self.mb_y)
-        total = self._make_empty_loss()
-        for first in range(0, len(whole[1]), size):
-            if size < len(whole[1]):
-                self.mbatch = [part[first : first + size] for part in whole]
-            share = len(self.mb_y) / len(whole[1])
-            self.loss = self._make_empty_loss()
-            self._before_forward(**kwargs)
-            self.mb_output = self.forward()
-            self._after_forward(**kwargs)
-            self.loss += self.criterion()
-            self._before_backward(**kwargs)
-            if share < 1:
-                self.loss = self.loss * share
-            self.backward()
-            total += self.loss.detach()
+        whole = self.mbatch
+        with self.peers.own_draws(self.device, self.seed, self.task_index, self.clock.train_exp_iterations):
+            total = self._passes(**kwargs)
         self.mbatch, self.loss = whole, total
         self._after_backward(**kwargs)
         self._before_update(**kwargs)
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.model.trainable(), self.recipe.clip)
         self._set_rates()
-        self.optimizer_step()
+        with rows_stay(self.model, self.recipe):
+            self.optimizer_step()
         self._after_update(**kwargs)
         self._after_training_iteration(**kwargs)
+
+    def _passes(self, **kwargs: Any) -> Tensor:
+        """Gradients of the batch, in passes over this process's share of it; returns the whole batch's loss."""
+        whole, mine = self.mbatch, self.peers.share(len(self.mb_y))
+        size = self.recipe.micro_batch or max(1, len(mine))
+        total: Tensor = self._make_empty_loss()
+        added: Tensor = self._make_empty_loss()
+        for first in mine[::size]:
+            last = min(first + size, mine.stop)
+            if last - first < len(whole[1]):
+                self.mbatch = [part[first:last] for part in whole]
+            share = len(self.mb_y) / len(whole[1])
+            self.loss = self._make_empty_loss()
+            self._on_a_share(self._before_forward, **kwargs)
+            self.mb_output = self.forward()
+            self._on_a_share(self._after_forward, **kwargs)
+            own = self.criterion()
+            self.loss += own
+            self._on_a_share(self._before_backward, **kwargs)
+            if self.peers.size > 1:
+                added += (self.loss.detach() - own.detach()) * (last - first) / len(mine)
+            if share < 1:
+                self.loss = self.loss * share
+            self.backward()
+            total += self.loss.detach()
+        if self.peers.size > 1:
+            self.mb_output = None
+            self.peers.add_up(self.model.trainable(), total, added, len(whole[1]))
+        return total
+
+    def _on_a_share(self, hook: Callable[..., None], **kwargs: Any) -> None:
+        """Call a hook that must not see what differs between processes."""
+        self._withheld = self.peers.size > 1
+        try:
+            hook(**kwargs)
+        finally:
+            self._withheld = False
+
+    def holdings(self) -> dict[str, Any]:
+        """What must be equal in all processes: what is trained, and the tensors that each plugin holds."""
+        held: dict[str, Any] = {"what is trained": self.model.trainable()}
+        for number, plugin in enumerate(self.plugins):
+            tensors = {name: value for name, value in vars(plugin).items() if _is_of_tensors(value)}
+            held[f"what the plugin {type(plugin).__name__} ({number}) holds"] = tensors
+        return held
 
     def _set_rates(self) -> None:
         """The step sizes of the coming update, by the recipe's schedule."""
@@ -338,11 +365,11 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         BadValue where a plugin has set `inferred` to anything but a task for every example.
         """
         self.eval_mb_size = batch_size or self.recipe.eval_batch_size
-        self._eval_loader = Loader(examples, task_of, self.eval_mb_size, self.device, None)
-        self._answers, self._margins, self._inferred = [], [], []
+        size, part = self.eval_mb_size, (self.peers.rank, self.peers.size)
+        self._eval_loader = Loader(examples, task_of, size, self.device, None, part)
+        self._sheet = Sheet()
         self.eval(experience(examples, self.task_index))
-        answers = join(self._answers).cpu()
-        return Answers(answers, torch.cat(self._margins).cpu(), self._inferred_tasks(), self.model.words(answers))
+        return self._sheet.closed(self.model.words, self.task_index, self.peers)
 
     def eval_epoch(self, **kwargs: Any) -> None:
         """One pass over the examples, keeping the answers."""
@@ -356,39 +383,14 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
                 self.mb_output = self.model.reply(self.mb_x, self.mb_y)
             self._after_eval_forward(**kwargs)
             answers, margins = self.model.settle(self.mb_output, self._seen)
-            self._answers.append(answers)
-            self._margins.append(margins)
-            self._keep_inferred()
+            self._sheet.note(answers, margins, self.inferred)
             self._after_eval_iteration(**kwargs)
         self.inferred = None
 
-    def _keep_inferred(self) -> None:
-        """Note the batch's inferred tasks, if any; only what can be checked without waiting for the device is."""
-        inferred, size = self.inferred, len(self.mb_y)
-        if inferred is None:
-            return
-        if not isinstance(inferred, Tensor) or inferred.dtype != torch.int64 or inferred.shape != (size,):
-            shown = f"{inferred.dtype} {list(inferred.shape)}" if isinstance(inferred, Tensor) else repr(inferred)
-            raise BadValue(
-                f"a plugin set 'inferred' to {shown[:80]} for a batch of {size}; set it to the task index of each "
-                f"example, torch.int64 [{size}], or leave it None."
-            )
-        self._inferred.append(inferred)
 
-    def _inferred_tasks(self) -> Tensor | None:
-        """The tasks inferred in the pass, `[n]`."""
-        if not self._inferred:
-            return None
-        if len(self._inferred) < len(self._answers):
-            raise BadValue(
-                f"a plugin set 'inferred' in {len(self._inferred)} of {len(self._answers)} batches of a scoring pass; "
-                "set it in every batch, or in none."
-            )
-        tasks = torch.cat(self._inferred).cpu()
-        wrong = tasks[(tasks < 0) | (tasks > self.task_index)]
-        if len(wrong):
-            raise BadValue(
-                f"a plugin inferred task {int(wrong[0])}, and tasks 0 to {self.task_index} have been taught; set "
-                "'inferred' to indices of those, in the stream's order."
-            )
-        return tasks
+def _is_of_tensors(value: object) -> bool:
+    """Whether it is a tensor, or a list, tuple or dict of some."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) for name in value) and _is_of_tensors(list(value.values()))
+    parts = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(part, Tensor) for part in parts)

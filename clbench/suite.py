@@ -97,6 +97,8 @@ class Suite:
     """How a method is taught where that is not the suite's recipe: method -> field of the recipe -> value."""
     weights: str = "default"
     """The backbone's weights: `default`, or `random` for timing alone."""
+    remote_code: bool = False
+    """Whether code that came with the backbone may run."""
     notes: Callable[[Stream], tuple[str, ...]] = lambda stream: ()
     """What is known about the data of a stream, for the protocol card."""
     score: str = "accuracy"
@@ -134,17 +136,27 @@ class Suite:
             order_seed=order_seed,
             tasks=len(stream),
             backbone=backbones.without_path(self.backbone),
-            weights_sha256=backbones.weights_sha256(self.backbone, weights=self.weights),
-            transform=self.transformed,
+            weights_sha256=backbones.weights_sha256(self.backbone, self.weights, self.remote_code),
             normalisation=self.normalisation,
             score=self.score,
-            epochs=self.recipe.mean_epochs,
-            task_epochs=self.recipe.task_epochs,
-            batch_size=self.recipe.batch_size,
-            eval_samples=self.recipe.eval_samples,
             data=self.notes(stream),
-            marks=self._marks(),
+            **self._taught(),
         )
+
+    def taught(self, card: Protocol) -> Protocol:
+        """`card`, of the same data and backbone, with the terms of this suite's recipe."""
+        return card.model_copy(update=self._taught())
+
+    def _taught(self) -> dict[str, Any]:
+        recipe = self.recipe
+        return {
+            "transform": self.transformed,
+            "epochs": recipe.mean_epochs,
+            "task_epochs": recipe.task_epochs,
+            "batch_size": recipe.batch_size,
+            "eval_samples": recipe.eval_samples,
+            "marks": self._marks(),
+        }
 
     @property
     def transformed(self) -> str:
@@ -156,6 +168,7 @@ class Suite:
         recipe = self.recipe
         marks = {
             "random weights: for timing alone": self.weights == "random",
+            "the backbone's own code was run (--trust-remote-code)": self.remote_code,
             "as in TRACE's code, a long question loses its beginning, instruction and all": recipe.truncation == "left",
             f"as in TRACE's code, answers are sampled, at temperature {recipe.temperature:g}": recipe.temperature > 0,
             "as in TRACE's code, one optimiser goes through the whole stream": recipe.carry_optimizer,

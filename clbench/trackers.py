@@ -38,29 +38,35 @@ class Tracker(ABC):
                 f"--track {self.extra} was asked for and is not installed here ({error}); "
                 f"pip install 'clbench[{self.extra}]', or leave it out."
             ) from error
-        self.root, self.epochs, self.open = root, 0, False
+        self.root, self.key = root, ""
+        self.runs, self.epochs = dict[str, Any](), dict[str, int]()
 
     @abstractmethod
-    def begin(self, cell: Cell) -> None:
-        """Open a run."""
+    def begin(self, cell: Cell) -> Any:
+        """Open a run; what the other functions are given of it."""
 
     @abstractmethod
-    def log(self, values: Mapping[str, float], epochs: int) -> None:
+    def log(self, run: Any, values: Mapping[str, float], epochs: int) -> None:
         """Numbers after so many epochs over all tasks."""
 
     @abstractmethod
-    def end(self, averages: Sequence[float | None], status: str) -> None:
+    def end(self, run: Any, averages: Sequence[float | None], status: str) -> None:
         """Close the run; the average in percent after each task, None where not measured."""
 
     def cell_started(self, cell: Cell) -> None:
         """Open a run for it."""
-        self.epochs, self.open = 0, True
-        self.begin(cell)
+        self.key = cell.key
+        self.epochs[cell.key], self.runs[cell.key] = 0, self.begin(cell)
+
+    def at_hand(self, cell: Cell) -> None:
+        """What follows goes to its run."""
+        self.key = cell.key
 
     def epoch(self, task: int, tasks: int, epoch: int, epochs: int, loss: float, pace: Pace) -> None:
         """Log loss, task and pace."""
-        self.epochs += 1
-        self.log({"loss": loss, "task": task + 1.0, f"{pace.unit} per second": pace.per_second}, self.epochs)
+        self.epochs[self.key] += 1
+        values = {"loss": loss, "task": task + 1.0, f"{pace.unit} per second": pace.per_second}
+        self.log(self.runs[self.key], values, self.epochs[self.key])
 
     def task(self, task: int, tasks: int) -> None:
         """Nothing: what it scored is in the record."""
@@ -68,19 +74,17 @@ class Tracker(ABC):
 
     def cell_finished(self, cell: Cell, record: Record) -> None:
         """Log the averages and close the run; nothing where another process made the record."""
-        if self.open:
-            self.open = False
-            self.end([_average(row[:seen]) for seen, row in enumerate(record.scores) if seen], record.status)
+        if (run := self.runs.pop(cell.key, None)) is not None:
+            self.end(run, [_average(row[:seen]) for seen, row in enumerate(record.scores) if seen], record.status)
 
     def message(self, text: str) -> None:
         """Nothing: it is for the person who waits."""
         return
 
     def close(self) -> None:
-        """Close a run that was interrupted."""
-        if self.open:
-            self.open = False
-            self.end([], "interrupted")
+        """Close runs that were interrupted."""
+        while self.runs:
+            self.end(self.runs.popitem()[1], [], "interrupted")
 
 
 def _average(row: Sequence[float | None]) -> float | None:
@@ -93,22 +97,22 @@ class TensorBoard(Tracker):
 
     module, extra = "torch.utils.tensorboard", "tensorboard"
 
-    def begin(self, cell: Cell) -> None:
+    def begin(self, cell: Cell) -> Any:
         """A folder for the cell."""
         folder = self.root / "tensorboard" / cell.suite.name / f"{cell.method.name}-seed{cell.seed}-{cell.key}"
-        self.writer = self.library.SummaryWriter(str(folder))
+        return self.library.SummaryWriter(str(folder))
 
-    def log(self, values: Mapping[str, float], epochs: int) -> None:
+    def log(self, run: Any, values: Mapping[str, float], epochs: int) -> None:
         """A scalar each."""
         for name, value in values.items():
-            self.writer.add_scalar(name, value, epochs)
+            run.add_scalar(name, value, epochs)
 
-    def end(self, averages: Sequence[float | None], status: str) -> None:
+    def end(self, run: Any, averages: Sequence[float | None], status: str) -> None:
         """The averages over the number of tasks."""
         for seen, average in enumerate(averages, 1):
             if average is not None:
-                self.writer.add_scalar("average after tasks", average, seen)
-        self.writer.close()
+                run.add_scalar("average after tasks", average, seen)
+        run.close()
 
 
 class WandB(Tracker):
@@ -116,21 +120,22 @@ class WandB(Tracker):
 
     module, extra = "wandb", "wandb"
 
-    def begin(self, cell: Cell) -> None:
-        """A run named as the cell, with its protocol and parameters."""
+    def begin(self, cell: Cell) -> Any:
+        """A run named as the cell, with its protocol and parameters, beside others that may be open."""
         config = {"protocol": cell.protocol.model_dump(mode="json"), "params": cell.method.model_dump(mode="json")}
         self.root.mkdir(parents=True, exist_ok=True)
-        self.run = self.library.init(dir=str(self.root), group=cell.suite.name, name=cell.name, config=config)
+        named = {"group": cell.suite.name, "name": cell.name, "config": config}
+        return self.library.init(dir=str(self.root), reinit="create_new", **named)
 
-    def log(self, values: Mapping[str, float], epochs: int) -> None:
+    def log(self, run: Any, values: Mapping[str, float], epochs: int) -> None:
         """At the epochs so far."""
-        self.run.log(dict(values), step=epochs)
+        run.log(dict(values), step=epochs)
 
-    def end(self, averages: Sequence[float | None], status: str) -> None:
+    def end(self, run: Any, averages: Sequence[float | None], status: str) -> None:
         """The averages go into the summary."""
         shown = {f"average after {seen} tasks": mean for seen, mean in enumerate(averages, 1) if mean is not None}
-        self.run.summary.update({**shown, "status": status})
-        self.run.finish(exit_code=int(status in ("failed", "interrupted")))
+        run.summary.update({**shown, "status": status})
+        run.finish(exit_code=int(status in ("failed", "interrupted")))
 
 
 TRACKERS: Mapping[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}

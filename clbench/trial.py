@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from clbench import checkpoint, plan, runner, tiny
+from clbench.answers import Answers
 from clbench.exam import Outcomes
 from clbench.method import Method
 from clbench.record import Record
 from clbench.store import CellFolder
-from clbench.strategy import Answers
 from clbench.stream import Stream, Union
 from clbench.suite import Contender, Suite
 

@@ -17,7 +17,7 @@ import typer
 
 from clbench import catalog
 from clbench.errors import ClbenchError, UnknownName
-from clbench.report.grid import clean
+from clbench.report.grid import as_json, clean
 
 if TYPE_CHECKING:
     from clbench.method import Method
@@ -39,7 +39,7 @@ def warn(text: str) -> None:
 
 def to_json(value: Any) -> str:
     """Readable JSON."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return as_json(value, default=str).rstrip("\n")
 
 
 def columns(lines: Iterable[Sequence[str]]) -> str:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from clbench.backbones.reading import Lessons
+from clbench.errors import BadValue
 from clbench.padding import join, trimmed
-from clbench.stream import Examples
+from clbench.stream import Examples, Stream
+
+Policy = Literal["class", "task", "reservoir"]
 
 
 def distinct(examples: Examples) -> Tensor:
@@ -26,21 +29,41 @@ def distinct(examples: Examples) -> Tensor:
     return torch.tensor(list(first.values()), dtype=torch.int64)
 
 
+def too_few(setting: str, size: int, groups: int, kind: str) -> str | None:
+    """Why `size` samples are not enough for `groups` classes or tasks with equal quotas; None where they are."""
+    if size >= groups:
+        return None
+    return (
+        f"{setting} is {size}, less than one for each of {groups} {kind}; "
+        f"give at least as many as the stream has {kind}"
+    )
+
+
+def too_small(size: int, policy: Policy, stream: Stream) -> str | None:
+    """Why a buffer of `size` samples cannot be filled from `stream`; None where it can."""
+    if policy == "reservoir":
+        return None
+    if stream.is_text or policy == "task":
+        return too_few("buffer_samples", size, len(stream), "tasks")
+    return too_few("buffer_samples", size, len({c for task in stream for c in task.classes}), "classes")
+
+
 class Buffer:
     """At most `size` samples.
 
     `class`: every class seen has the same quota, `size // classes`; a quota that shrinks drops the
     samples that came last in the class's random order. Text has no classes, so its tasks have the quotas.
+    `task`: the same with a quota for every task. What no quota takes stays unused.
     `reservoir`: every sample of the stream is kept with equal probability size / n (Vitter 1985).
     Text that repeats itself within a task is taken once.
     """
 
-    def __init__(self, size: int, policy: Literal["class", "reservoir"]) -> None:
+    def __init__(self, size: int, policy: Policy) -> None:
         self.size, self.policy = size, policy
         self.inputs: Tensor | None = None
         self.targets = torch.empty(0, dtype=torch.int64)
         self.origins: Tensor | None = None
-        """Of text, the task of each sample and its place there, `[kept, 2]`."""
+        """The task of each sample and its place there, `[kept, 2]`; of text, and where the tasks have the quotas."""
         self.tasks = 0
         """Tasks of the stream so far."""
         self.passed = 0
@@ -50,13 +73,13 @@ class Buffer:
         return len(self.targets)
 
     def add(self, examples: Examples, generator: torch.Generator) -> None:
-        """Take in a task that has been learned."""
+        """Take in a task that has been learned. Raises BadValue where not one sample of each group fits."""
         rows = distinct(examples)
         count = len(rows)
-        if self.policy == "class":
-            offered = rows[torch.randperm(count, generator=generator)]
-        else:
+        if self.policy == "reservoir":
             offered = rows[self._reservoir(count, generator)]
+        else:
+            offered = rows[torch.randperm(count, generator=generator)]
         if len(offered):
             self._take(examples, offered)
         self.passed += count
@@ -65,13 +88,14 @@ class Buffer:
     def _take(self, examples: Examples, offered: Tensor) -> None:
         """Put the offered samples behind those that are there."""
         inputs, targets = examples.batch(offered, torch.device("cpu"))
-        if targets.ndim > 1:
+        if targets.ndim > 1 or self.policy == "task":
             self._note(offered)
         if self.inputs is not None:
             inputs, targets = join([self.inputs, inputs]), join([self.targets, targets])
         self.inputs, self.targets = inputs, targets
-        if self.policy == "class":
-            self._keep(self._balanced(targets if self.origins is None else self.origins[:, 0]))
+        if self.policy != "reservoir":
+            groups, kind = (targets, "classes") if self.origins is None else (self.origins[:, 0], "tasks")
+            self._keep(self._balanced(groups, kind))
         self.inputs, self.targets = trimmed(self.inputs, self.targets)
 
     def _note(self, offered: Tensor) -> None:
@@ -86,10 +110,13 @@ class Buffer:
         if self.origins is not None:
             self.origins = self.origins[places]
 
-    def _balanced(self, groups: Tensor) -> Tensor:
-        classes = groups.unique()
-        quota = self.size // len(classes)
-        kept = [(groups == c).nonzero().flatten()[:quota] for c in classes]
+    def _balanced(self, groups: Tensor, kind: str) -> Tensor:
+        names = groups.unique()
+        shortage = too_few("buffer_samples", self.size, len(names), kind)
+        if shortage:
+            raise BadValue(f"{shortage}.")
+        quota = self.size // len(names)
+        kept = [(groups == name).nonzero().flatten()[:quota] for name in names]
         return torch.cat(kept).sort().values
 
     def _reservoir(self, count: int, generator: torch.Generator) -> Tensor:
@@ -115,7 +142,7 @@ class Buffer:
         return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
     def notes(self) -> dict[str, Any]:
-        """Which rows of each task are kept, by the task's number from 1 and the row's from 0; of text only."""
+        """Which rows of each task are kept, by the task's number from 1 and the row's from 0; where that is known."""
         if self.origins is None:
             return {}
         kept: dict[str, list[int]] = {}

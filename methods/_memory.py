@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from clbench import padding
 from clbench.errors import BadValue
-from clbench.methods._buffer import distinct
+from clbench.methods._buffer import distinct, too_few
 from clbench.strategy import Strategy
 from clbench.stream import Examples
 
@@ -54,12 +54,11 @@ class TaskMemory:
 
     def add(self, examples: Examples, generator: torch.Generator) -> None:
         """Take in a task that has been learned. Raises BadValue where not one sample of each task fits."""
-        quota = self.size // (len(self.targets) + 1)
-        if not quota:
-            raise BadValue(
-                f"buffer_samples is {self.size}, less than one for each of {len(self.targets) + 1} tasks; "
-                "give at least as many as the stream has tasks."
-            )
+        tasks = len(self.targets) + 1
+        shortage = too_few("buffer_samples", self.size, tasks, "tasks")
+        if shortage:
+            raise BadValue(f"{shortage}.")
+        quota = self.size // tasks
         rows = distinct(examples)
         picks = rows[torch.randperm(len(rows), generator=generator)[:quota]]
         inputs, targets = examples.batch(picks, torch.device("cpu"))

@@ -80,6 +80,8 @@ class Views:
 class Answering(nn.Module, ABC):
     """A classifier that learns from a task's features in one look."""
 
+    holds_class_statistics = True
+
     @abstractmethod
     def learn(self, features: Tensor, targets: Tensor) -> None:
         """Take in `features` `[views, n, width]` of `targets` `[n]`."""

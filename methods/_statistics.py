@@ -26,6 +26,8 @@ class ClassStatistics:
     `spreads`: standard deviations `[known, slots, width]`, or Cholesky factors `[known, 1, width, width]`.
     """
 
+    holds_class_statistics = True
+
     def __init__(self, width: int, device: torch.device, kind: Kind = "centroids", centroids: int = 10) -> None:
         self.kind = kind
         self.slots = centroids if kind == "centroids" else 1

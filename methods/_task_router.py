@@ -25,6 +25,8 @@ class TaskRouter:
     and `count`: the summed products of the deviations of so many features.
     """
 
+    holds_class_statistics = True
+
     def __init__(self, width: int, device: torch.device, centroids: int = 10) -> None:
         self.centroids = centroids
         self.means = torch.empty(0, centroids, width, dtype=torch.float64, device=device)

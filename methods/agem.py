@@ -11,12 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from clbench.method import Method, Resources, Workbench
-from clbench.methods._buffer import Buffer
+from clbench.methods._buffer import Buffer, too_small
 from clbench.methods._gradients import at_once, evaluating, flat
 from clbench.methods._memory import seen_mask
 from clbench.methods._projection import Projected, Projection
 from clbench.model import Classifier
 from clbench.strategy import Plugin, Strategy
+from clbench.stream import Stream
 
 
 def correction(direction: Tensor, reference: Tensor) -> Tensor:
@@ -104,6 +105,10 @@ class AGEM(Method):
         """The buffer; a batch of it is looked at in each step."""
         looked_at = min(self.buffer_samples, self.reference_batch)
         return Resources(buffer_samples=self.buffer_samples, replay_batch=looked_at, stored_mib_per_task=256.0)
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Fewer kept samples than classes, of text than tasks."""
+        return too_small(self.buffer_samples, self.policy, stream)
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """A LoRA and the constraint."""

@@ -120,7 +120,8 @@ class DERpp(Method):
 
     Departures. The logits of classes not seen when a sample came in are left out of the distance: the
     released code compares a head of fixed width, whose unseen columns hold noise. Both draws go through
-    the model with the batch, in one pass.
+    the model with the batch, in one pass. Samples are kept as the step saw them, augmented where the suite augments:
+    the original keeps x before the augmentation, with the logits of the augmented x.
 
     Of text, whose logits would take more than the data, the `kept_logits` largest of each of an answer's tokens
     are kept with the logarithm of the sum of all exponentials, and the distance is taken over those; a mark in

@@ -1,4 +1,4 @@
-"""EWC: a LoRA held back where the Fisher information of past tasks is large."""
+"""EWC: a LoRA, or all weights, held back where the Fisher information of past tasks is large."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from clbench.method import Method, Search, Workbench
+from clbench.methods._all_weights import slowed, train_all
 from clbench.methods._answers import answered
 from clbench.methods._gradients import at_once, chunks, evaluating, flat, gradients_of_rows
 from clbench.model import Classifier
@@ -18,6 +19,8 @@ from clbench.strategy import Plugin, Strategy
 
 _CHUNK = 32
 """Samples whose gradients are taken at once."""
+_NUMBERS = 2**28
+"""Numbers that the gradients of as many may have where all weights are trained: 1 GiB."""
 
 
 def fisher_diagonal(model: Classifier, inputs: Tensor, targets: Tensor, allowed: Tensor, chunk: int = _CHUNK) -> Tensor:
@@ -89,8 +92,13 @@ class _Consolidation(Plugin):
                 size = at_once(strategy.recipe, inputs, len(inputs))
                 pieces = zip(inputs.split(size), targets.split(size), strict=True)
                 targets = torch.cat([_sampled(model, x, y, strategy.allowed, draws) for x, y in pieces])
-            chunk = at_once(strategy.recipe, inputs, _CHUNK)
+            chunk = at_once(strategy.recipe, inputs, self._usual_chunk(model))
             return fisher_diagonal(model, inputs, targets, strategy.allowed, chunk)
+
+    def _usual_chunk(self, model: Classifier) -> int:
+        if self.method.scope == "lora":
+            return _CHUNK
+        return max(1, min(_CHUNK, _NUMBERS // sum(p.numel() for p in model.trainable())))
 
     def state(self) -> dict[str, Any]:
         """Importance and centre of the trained parameters."""
@@ -110,6 +118,10 @@ class EWC(Method):
     evaluation mode, of the loss that was trained (masked logits), without the penalty. For a LoRA the
     factors are penalised, so the penalty depends on how ΔW is factored.
 
+    `scope="full"` trains all weights, held in float32, at a step size of 1e-4 where none is given, and penalises each
+    of them; that stores twice as many numbers as the network has, on the device. It takes the online form: the mean
+    of anchors that the separate one needs would be made from several more copies of all weights.
+
     Of text p is the geometric mean over the answer's tokens: the loss that is trained. With the sum over them
     λ would mean something else for every length. "sampled" draws each token behind the true ones before it,
     because an answer of the model's own would need one pass a token.
@@ -119,12 +131,30 @@ class EWC(Method):
     paper = "Kirkpatrick et al. 2017"
 
     penalty_weight: Annotated[float, Search(1, 1e5)] = Field(default=1000.0, ge=0, description="λ")
+    scope: Literal["lora", "full"] = Field(default="lora", description="what learns and is held back")
     mode: Literal["separate", "online"] = Field(default="separate", description="all anchors, or only the last")
     decay: float = Field(default=1.0, gt=0, le=1, description="γ of the online form")
     labels: Literal["sampled", "gold"] = Field(default="sampled", description="true or empirical Fisher information")
     fisher_samples: int = Field(default=256, ge=1, description="samples of a task that the Fisher is taken over")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _slower_as_a_whole(cls, given: Any) -> Any:
+        return slowed(given, "scope")
+
+    @model_validator(mode="after")
+    def _fits(self) -> EWC:
+        if self.scope == "full" and self.mode == "separate":
+            raise ValueError(
+                "scope 'full' holds one anchor of all weights, the last; set mode 'online', or scope 'lora' for "
+                "mode 'separate'"
+            )
+        return self
+
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
-        """A LoRA and its consolidation."""
-        bench.lora()
+        """A LoRA, or all weights, and their consolidation."""
+        if self.scope == "full":
+            train_all(bench.model)
+        else:
+            bench.lora()
         return [_Consolidation(self, bench)]

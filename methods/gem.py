@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clbench.method import Method, Resources, Search, Workbench
+from clbench.methods._buffer import too_few
 from clbench.methods._gradients import at_once, evaluating, row_gradients
 from clbench.methods._memory import TaskMemory, seen_mask
 from clbench.methods._projection import Projected, Projection
 from clbench.model import Classifier
 from clbench.padding import trimmed
 from clbench.strategy import Plugin, Strategy
+from clbench.stream import Stream
 
 _TINY = 1e-18
 """Below this a gradient has no direction; its square is still a float32."""
@@ -176,6 +178,10 @@ class GEM(Method):
         """The memory; its samples are looked at in each step."""
         looked_at = min(self.buffer_samples, self.reference_batch or self.buffer_samples)
         return Resources(buffer_samples=self.buffer_samples, replay_batch=looked_at, stored_mib_per_task=256.0)
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Fewer kept samples than tasks."""
+        return too_few("buffer_samples", self.buffer_samples, len(stream), "tasks")
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """A LoRA and the constraints."""

@@ -33,7 +33,8 @@ class HiDePrompt(TaskDecomposition):
     Attention of the first `depth` blocks sees the task's prefix p_t; a new task's starts from the last one's.
     Training uses (1 - m) p_t + m mean(p_<t), m = `momentum`, and keeps that. A router on the untouched
     backbone's features infers each sample's task; the head reads the class token and is aligned on features
-    drawn from class statistics.
+    drawn from class statistics. The loss is CE + w CE(Z Z' / 0.8, I), w = `contrast_weight`, over the rows
+    Z = [past classes' centroids; the batch's features] (`Contrast`).
 
     Text has no classes: each task's prefix answers the questions that a Gaussian router gives to its task, and
     there is nothing to align (`OpenDecomposition`) [ours; no paper has it].

@@ -47,6 +47,9 @@ class HiDeLoRA(TaskDecomposition):
     drawn towards the mean of the past ones when it is learned. A router on the untouched backbone's
     features infers each sample's task; the head is aligned on features drawn from class statistics.
 
+    The loss is CE + w CE(Z Z' / 0.8, I), w = `contrast_weight`, over the rows Z = [past classes' centroids; the
+    batch's features] (`Contrast`). After a task A_t ← (1 - m) A_t + m mean(A_<t), m = `momentum`, and B_t alike.
+
     K and V are the method's own, whatever the recipe's `lora_sites` are.
 
     Text has no classes, so there are neither a head to align nor a contrastive term: each task's LoRA, on the

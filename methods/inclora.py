@@ -26,7 +26,8 @@ class IncLoRA(Method):
 
     The baseline of Wang et al., Findings of EMNLP 2023: O-LoRA without its penalty. What is merged is kept
     as factors, `rank` rows and columns a task, because the frozen backbone is never written to; a step
-    costs the same in every task.
+    costs the same in every task. Not on a backbone of less than 32 bits, whose weights could not hold them: there
+    the past pairs are applied beside it in one product, whose rank, and so the cost of a step, grows with the tasks.
     """
 
     name = "inclora"

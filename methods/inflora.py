@@ -10,12 +10,18 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clbench.adapters.lora import LoRA
 from clbench.loader import Loader
 from clbench.method import Method, Resources, Search, Workbench
+from clbench.methods._decomposition import align
+from clbench.methods._prototypes import open_answers
+from clbench.methods._statistics import ClassStatistics
 from clbench.padding import NOTHING, is_text
+from clbench.seeding import derive
 from clbench.strategy import Plugin, Strategy
+from clbench.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,62 @@ class _Interference(Plugin):
         return {"memory_share": [round((k if past else width - k) / width, 4) for (width, k), past in sides]}
 
 
+class _Alignment(Plugin):
+    """InfLoRA-CA: aligns the classifier after each task but the first, and takes that back before the next."""
+
+    def __init__(self, method: InfLoRA, bench: Workbench) -> None:
+        super().__init__()
+        self.method, self.bench = method, bench
+        self.statistics = ClassStatistics(bench.model.width, bench.device, "covariance")
+        self.trained = [part.detach().clone() for part in self._head()]
+        """The classifier as training left it."""
+
+    def _head(self) -> list[nn.Parameter]:
+        return list(self.bench.model.get_submodule("head").parameters())
+
+    @torch.no_grad()
+    def before_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Go on from the classifier as it was before its alignment."""
+        for part, trained in zip(self._head(), self.trained, strict=True):
+            part.copy_(trained)
+
+    def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Keep the classifier and the task's statistics; align all known classes from the second task on."""
+        self.trained = [part.detach().clone() for part in self._head()]
+        task, method = strategy.task_index, self.method
+        self.statistics.add(*self._features(strategy), derive(self.bench.seed, "statistics", task))
+        if not task:
+            return
+        classes = self.statistics.classes
+        weight, bias = (nn.Parameter(part.detach()[classes]) for part in self._head())
+        align(
+            lambda features: F.linear(features, weight, bias), [weight, bias], self.statistics,
+            epochs=method.alignment_epochs, per_class=method.alignment_samples, rate=method.alignment_learning_rate,
+            draws=self.bench.generator("alignment", task),
+        )  # fmt: skip
+        with torch.no_grad():
+            for part, rows in zip(self._head(), (weight, bias), strict=True):
+                part[classes] = rows
+
+    @torch.no_grad()
+    def _features(self, strategy: Strategy) -> tuple[Tensor, Tensor]:
+        strategy.model.eval()
+        found = []
+        for inputs, targets, *_ in strategy.dataloader:
+            with strategy.autocast():
+                found.append((strategy.model.features(inputs).float(), targets))
+        return torch.cat([features for features, _ in found]), torch.cat([targets for _, targets in found])
+
+    def state(self) -> dict[str, Any]:
+        """Statistics, and the classifier before alignment."""
+        return {"statistics": self.statistics.state(), "trained": self.trained}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """What `state` gave."""
+        self.statistics.load_state(state["statistics"])
+        self.trained = [part.to(self.bench.device) for part in state["trained"]]
+
+
 class InfLoRA(Method):
     """Liang and Li, CVPR 2024: ΔW_t = s B_t A_t with A_t fixed, A_t A_t' = I/3 and A_t M = 0; only B_t is trained.
 
@@ -154,8 +216,14 @@ class InfLoRA(Method):
     (`compat_squared_moment`), after the first task one fewer still than ε asks for, which the switch does not
     repeat; its moments are of augmented images, ours of plain ones. Directions are sought within a basis of the
     free space, which is the same, but A_t M = 0 holds also where the free space has fewer than `rank` dimensions:
-    missing rows are zero. Rank and alpha are the recipe's (s = 1 where they are equal). Past pairs are merged into the
-    effective weights and kept as factors.
+    missing rows are zero. Rank and alpha are the recipe's (s = 1 where they are equal). The released code trains with
+    the model in evaluation mode, ours in training mode: with `lora_dropout` 0 that is the same. Past pairs are merged
+    into the effective weights and kept as factors; a backbone of less than 32 bits, whose weights could not hold
+    them, has them applied beside it, in one product whose rank grows with the tasks.
+
+    `alignment_epochs` above 0 is InfLoRA-CA: from the second task on the rows of all classes are trained, by SGD, on
+    features drawn from N(μ_c, Σ_c + 1e-4 I), the moments of class c when its task was learned; the next task goes on
+    from the rows as they were before, as in SLCA. Its logits are plain and its means unshrunk [ours].
 
     Of text the inputs of a task are those of its questions and answers, each token counting the same. The paper is
     about images and adapts k and v; a language model's q, k and v are given the same inputs, so any of them may be
@@ -171,6 +239,9 @@ class InfLoRA(Method):
     )
     energy_last: float = Field(default=1.0, gt=0, le=1, description="the same, towards the last task")
     compat_squared_moment: bool = Field(default=False, description="take the energies squared, as the released code")
+    alignment_epochs: int = Field(default=0, ge=0, description="passes of an alignment of the classifier; 0: none")
+    alignment_learning_rate: float = Field(default=0.01, gt=0, description="step size of the alignment (SGD)")
+    alignment_samples: int = Field(default=256, ge=1, description="features drawn a class and epoch to align")
 
     @model_validator(mode="after")
     def _rises(self) -> InfLoRA:
@@ -179,9 +250,21 @@ class InfLoRA(Method):
         return self
 
     def resources(self) -> Resources:
-        """One pair of factors a task, and bases of at most half the width in each layer."""
-        return Resources(stored_mib_per_task=2304.0)  # 64 bases of 4096 x 2048 are 2048
+        """One pair of factors a task, bases of at most half the width in each layer, and what is aligned by."""
+        aligned = self.alignment_epochs > 0
+        mib = 2304.0 + 512.0 * aligned  # 64 bases of 4096 x 2048 are 2048
+        return Resources(class_statistics=aligned, stored_mib_per_task=mib)
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Aligned: open answers, or a class in two tasks."""
+        if not self.alignment_epochs:
+            return None
+        taught = [c for task in stream for c in task.classes]
+        if len(set(taught)) < len(taught):
+            return "its alignment keeps one statistic a class, and a class comes in two tasks"
+        return open_answers(stream)
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
-        """A LoRA with fixed input sides and the memory."""
-        return [_Interference(self, bench, bench.lora(projections=self.projections))]
+        """A LoRA with fixed input sides and the memory, and the alignment where there is one."""
+        interference = _Interference(self, bench, bench.lora(projections=self.projections))
+        return [interference, _Alignment(self, bench)] if self.alignment_epochs else [interference]

@@ -19,6 +19,8 @@ from clbench.terms import Schedule
 class PrototypeHead(nn.Module):
     """Cosine similarity to the mean feature of each class; sums and counts are exact in any order."""
 
+    holds_class_statistics = True
+
     sums: Tensor
     counts: Tensor
 

@@ -74,6 +74,10 @@ class _Orthogonal(Projection):
         """The basis."""
         self.basis = state["basis"].to(self.bench.device)
 
+    def kept_gradients(self) -> int:
+        """The vectors of the basis, at most one a gradient."""
+        return 0 if self.basis is None else len(self.basis)
+
     def notes(self) -> dict[str, Any]:
         """How many directions are barred, of how many numbers that are trained."""
         return {} if self.basis is None else {"barred_directions": list(self.basis.shape)}
@@ -105,7 +109,7 @@ class OGD(Method):
 
     def resources(self) -> Resources:
         """A vector as long as what is trained for each sample; declared for up to four million numbers."""
-        return Resources(stored_mib_per_task=16.0 * self.vectors)
+        return Resources(stored_gradients=self.vectors, stored_mib_per_task=16.0 * self.vectors)
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """A LoRA and the projection."""

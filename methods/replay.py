@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from clbench import padding
 from clbench.method import Method, Resources, Workbench
-from clbench.methods._buffer import Buffer, distinct
-from clbench.methods._memory import seen_mask, share
-from clbench.padding import join, trimmed
+from clbench.methods._buffer import Buffer, Policy, distinct, too_small
+from clbench.methods._memory import join, part, seen_mask, share
 from clbench.strategy import Plugin, Strategy
 from clbench.stream import Examples, Stream
 from clbench.terms import HeadMasking
@@ -37,19 +37,35 @@ class _Rehearsal(Plugin):
 
     def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Join kept samples to the batch; they see the logits of all classes so far."""
-        if not len(self.buffer):
+        count = share(self.method.joined, strategy, self.whole) if len(self.buffer) else 0
+        self.apart: Tensor | None = None
+        if not count:
+            return
+        kept_inputs, kept_targets = self.buffer.draw(count, self.generator, strategy.device)
+        if self.method.buffer_weight is not None:
+            self.apart = kept_targets
+            join(strategy, kept_inputs)
             return
         inputs, targets, tasks = strategy.mbatch
-        count = share(self.method.replay_batch, strategy, self.whole)
-        kept_inputs, kept_targets = self.buffer.draw(count, self.generator, strategy.device)
         strategy.mbatch = [
-            join([inputs, kept_inputs]),
-            join([targets, kept_targets]),
+            padding.join([inputs, kept_inputs]),
+            padding.join([targets, kept_targets]),
             torch.cat([tasks, tasks.new_full((len(kept_targets),), -1)]),
         ]
         if targets.ndim == 1:  # answers of text are open: every token is allowed
             rows = [self.current.expand(len(targets), -1), self.seen.expand(len(kept_targets), -1)]
             strategy.allowed = torch.cat(rows)
+
+    def after_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Take the logits of the kept samples off the batch's where they have a mean of their own."""
+        if self.apart is not None:
+            (self.logits,) = part(strategy, len(self.apart))
+
+    def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Add λ times that mean."""
+        if self.apart is not None and self.method.buffer_weight is not None:
+            kept = strategy.model.losses(self.logits, self.apart, self.seen).mean()
+            strategy.loss += self.method.buffer_weight * kept
 
     def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Take the task into the buffer."""
@@ -110,10 +126,10 @@ class _Afterwards(Plugin):
 
     def _batches(self, strategy: Strategy) -> list[list[Tensor]]:
         """All that is kept, in an order that depends on seed and task alone; the tasks are mixed."""
-        inputs, targets = join(self.inputs), join(self.targets)
+        inputs, targets = padding.join(self.inputs), padding.join(self.targets)
         order = torch.randperm(len(targets), generator=self.bench.generator("afterwards", strategy.task_index))
         picks = order.split(strategy.train_mb_size)
-        return [[*trimmed(inputs[rows], targets[rows]), torch.full((len(rows),), -1)] for rows in picks]
+        return [[*padding.trimmed(inputs[rows], targets[rows]), torch.full((len(rows),), -1)] for rows in picks]
 
     def kept_samples(self) -> int:
         """Samples of all tasks so far."""
@@ -135,12 +151,18 @@ class _Afterwards(Plugin):
 class Replay(Method):
     """Experience replay (Chaudhry et al. 2019): the loss is one mean over the batch and the kept samples.
 
-    The buffer is filled after each task, which for several passes over a task is the reservoir's
-    single pass. `head_masking="current"` is the ER-ACE variant (Caccia et al. 2022): current samples
-    compete among the current classes only, kept ones among all.
+    With a `buffer_weight` λ it is CE(batch) + λ CE(kept samples), each a mean of its own. The buffer is filled after
+    each task, which for several passes over a task is the reservoir's single pass. `policy` "class" keeps as many
+    samples of every class, "task" of every task; text has no classes, and both are the same.
+
+    `head_masking="current"` has the masking of ER-ACE (Caccia et al. 2022): current samples compete among the current
+    classes only, kept ones among all. It is not that method: no sample of the task at hand is in the buffer, so its
+    classes are never held against the old ones; see er-ace.
 
     `flavour="after"` is that of TRACE (Wang et al. 2023), for text: a task is learned alone, then comes one more
     pass, over the first `share` (not a random one) of the training rows of every past task, shuffled.
+
+    A departure from the usual form: images are kept plain and come back plain, without a new augmentation.
 
     Departures from TRACE. The 1030 rows of LIMA that it mixes in are left out: they belong to no task, and no
     other method is given them. A row that stands among them twice is kept once: NumGLUE's are drawn again and
@@ -152,20 +174,27 @@ class Replay(Method):
 
     head_masking: HeadMasking = Field(default="seen", description="of the current samples; kept ones see all classes")
     buffer_samples: int = Field(default=200, ge=1, description="samples kept over the whole stream")
-    replay_batch: int = Field(default=32, ge=1, description="kept samples joined to each batch")
-    policy: Literal["class", "reservoir"] = Field(default="class", description="how the buffer chooses")
+    replay_batch: int = Field(default=32, ge=0, description="kept samples joined to each batch; 0: none")
+    buffer_weight: float | None = Field(
+        default=None, ge=0, description="λ of the kept samples' own mean; null: one mean over them and the batch"
+    )
+    policy: Policy = Field(default="class", description="how the buffer chooses")
     flavour: Literal["mixed", "after"] = Field(default="mixed", description="with each batch, or after each task")
     share: float = Field(default=0.1, gt=0, le=1, description="of a task's rows that flavour 'after' keeps")
 
+    @property
+    def joined(self) -> int:
+        """How many kept samples join each batch; what comes after a task joins none."""
+        return self.replay_batch if self.flavour == "mixed" and self.buffer_weight != 0 else 0
+
     def resources(self) -> Resources:
-        """The buffer; what comes after a task joins no batch."""
-        joined = self.replay_batch if self.flavour == "mixed" else 0
-        return Resources(buffer_samples=self.buffer_samples, replay_batch=joined, stored_mib_per_task=256.0)
+        """The buffer."""
+        return Resources(buffer_samples=self.buffer_samples, replay_batch=self.joined, stored_mib_per_task=256.0)
 
     def unsupported(self, stream: Stream) -> str | None:
-        """Flavour `after` on images, and where `buffer_samples` does not hold what it keeps."""
+        """Flavour `after` on images, and where `buffer_samples` does not hold what is kept."""
         if self.flavour == "mixed":
-            return None
+            return too_small(self.buffer_samples, self.policy, stream)
         if not stream.is_text:
             return "flavour 'after' keeps the first rows of a task, and images come sorted by class; use 'mixed'"
         kept = sum(max(1, int(self.share * len(task.train))) for task in stream)

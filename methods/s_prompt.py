@@ -131,6 +131,10 @@ class _Domains(Plugin):
         """Back to the live prompt and classifier."""
         self._choose(None)
 
+    def keeps_class_statistics(self) -> bool:
+        """The centroids of each task's features."""
+        return True
+
     def _choose(self, slots: Tensor | None) -> None:
         self.prompts.choose(slots)
         if self.head is not None:
@@ -152,7 +156,8 @@ class SPrompt(Method):
     A task trains `length` tokens that stand behind the class token, drawn anew, and its own classifier, by
     cross-entropy alone; no past task is touched. `centroids` k-means centroids of its samples' features,
     of the untouched backbone and of unit length, stand for it. At test the task of the nearest centroid
-    decides which prompt is used and which classifier answers, with the classes of its task alone.
+    decides which prompt is used and which classifier answers, with the classes of its task alone:
+    t̂ = argmin_t min_j ‖f - c_tj‖, f the sample's feature, c_tj the centroids of task t.
 
     Text: the prompt stands before the question's first token, its features are the mean of the last hidden
     states over the question's tokens, and the frozen head answers for all tasks [ours; no paper has it].

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clbench.adapters.lora import LoRA
+from clbench.errors import BadValue
 from clbench.loader import Loader
 from clbench.method import Method, Resources, Search, Workbench
+from clbench.methods._buffer import too_few
 from clbench.methods._untouched import untouched
 from clbench.strategy import Plugin, Strategy
+from clbench.stream import Stream
 
 
 class TaskAttention(nn.Module):
@@ -119,6 +122,9 @@ class _Shared(Plugin):
         if self.method.arm == "none":
             return
         examples, task = strategy.examples, strategy.task_index
+        shortage = too_few("exemplars", self.method.exemplars, task + 1, "tasks")
+        if shortage:
+            raise BadValue(f"{shortage}.")
         strategy.model.eval()
         whose = torch.zeros(len(examples), dtype=torch.int64)
         loader = Loader(examples, whose, strategy.recipe.eval_batch_size, strategy.device, None)
@@ -154,10 +160,11 @@ class SAPT(Method):
     q comes from the untouched backbone's features, of text the mean of its last states over the question's tokens,
     whatever the answer and the padding are; the original takes the largest of the question's embedded tokens in each
     dimension, padding among them. So a step has one more forward pass. Reflection (`arm`) keeps the weights of past
-    tasks where they were: kl_weight Σ_i<t mean KL(w̄_i ‖ w). The original does it on samples of past tasks that a
-    language model has made up beforehand; here nothing is made up: the default is without, which keeps nothing of any
-    sample, and "exemplar" uses training samples. Of these only the frozen features are needed and kept, and they are
-    declared as kept samples.
+    tasks where they were: kl_weight Σ_i<t mean KL(w̄_i ‖ w). The default is without, which keeps nothing of any
+    sample; "exemplar" does it on training samples. Of these only the frozen features are needed and kept, and they
+    are declared as kept samples. A departure: the original does it on generated samples, which are declined here. They
+    come from a second LoRA, trained as a generator, and are shipped with its code as data files: another trained
+    model would be what is compared, and no other method is given one.
     Rank and s are the recipe's.
     """
 
@@ -173,6 +180,12 @@ class SAPT(Method):
         """A pair and a key a task, and the exemplars."""
         exemplars = self.exemplars if self.arm == "exemplar" else 0
         return Resources(buffer_samples=exemplars, replay_batch=exemplars, stored_mib_per_task=32.0)
+
+    def unsupported(self, stream: Stream) -> str | None:
+        """Fewer exemplars than tasks."""
+        if self.arm == "none":
+            return None
+        return too_few("exemplars", self.exemplars, len(stream), "tasks")
 
     def plugins(self, bench: Workbench) -> Sequence[Plugin]:
         """A LoRA a task and the attention over them."""

@@ -135,11 +135,14 @@ class _Directions(Plugin):
 class SDLoRA(Method):
     """Wu et al., ICLR 2025: h = W_0 x + s Σ_i<t α_i B_i A_i x / (‖B_i‖‖A_i‖) + s α_t B_t A_t x.
 
+    That is the released code's form; the paper divides the current direction by its norms, too.
     B_t, A_t and all of α are trained; α has one number a task, the same in all layers and projections. When
     a task is over, its factors are frozen at unit Frobenius norm and their size goes into α_t, so that the
     features do not jump. As sizes differ between layers while α_t does not, each layer keeps its share of
     the mean size beside its direction. The released code drops the size and sets all of α back to `start` at
-    every task (`compat_reset`). All directions are applied in one product, also at test.
+    every task (`compat_reset`). All directions are applied in one product, also at test, where the paper has them
+    merged into one matrix: that would round otherwise, so that an answer near a tie need not be the one of the model
+    that was trained. The product costs rank (in + out) multiplications a token, projection and task.
 
     `ranks` lowers the rank of later tasks (SD-LoRA-RR): rows left out are zero and stay so, which is the same
     function; the space they are stored in is not made smaller. `distil` drops a direction that the older

@@ -45,6 +45,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "gem": {"buffer_samples": 256, "reference_batch": 32},  # 32 a task of eight; four of each of eight a step
     "l2p": {"pool": 10, "length": 5, "top": 3, "pull_weight": 0.5, "learning_rate": 1e-3},
     "dualprompt": {"expert_length": 5, "learning_rate": 1e-3},
+    "inflora": {"projections": ("q", "v")},  # those of the other LoRAs; its own, k and v, are for images
+    "sd-lora": {"magnitude_rate": 10.0},  # one number of 0.8 hardly moves at 1e-4 [ours]
     "treelora": {"decomposition": "none", "penalty_weight": 0.5},  # the paper's appendix A.3
 }
 """Where a method's own defaults are those of images."""

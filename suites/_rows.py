@@ -119,6 +119,8 @@ def load(path: Path) -> object:
         raise BadValue(f"'{path}' is not UTF-8 (byte {error.start}); save it as UTF-8 or fetch it again.") from error
     except ValueError as error:
         raise BadValue(f"'{path}' is not whole JSON ({error}); unpack or fetch it again.") from error
+    except RecursionError as error:
+        raise BadValue(f"'{path}' is nested too deep for rows; unpack or fetch it again.") from error
 
 
 def records(path: Path, *fields: str) -> list[tuple[str, ...]]:

@@ -137,6 +137,9 @@ def read_folder(folder: Path, tasks: Sequence[str] | None = None) -> list[TextTa
             f"there is no task in '{folder}'; needed is a sub-folder for each, with train.json, test.json and, for "
             "validation, eval.json, each a list of objects with 'prompt' and 'answer'."
         )
+    strange = next((name for name in found if _rows.SURROGATE.search(name)), None)
+    if strange is not None:
+        raise BadValue(f"the name of the task {strange!r} in '{folder}' is not UTF-8; rename the sub-folder.")
     names = sorted(_rows.chosen(tasks, found), key=list(tasks).index) if tasks else _rows.chosen(tasks, found)
     _rows.require(Source("the data set", folder, tuple(names), NEEDED, "Every task needs both files."))
     return [_own_task(folder / name) for name in names]

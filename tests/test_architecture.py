@@ -22,16 +22,17 @@ ROOT = Path(__file__).parents[1]
 
 # Within a floor, a bar is a step: what stands right of it may also import what stands left of it.
 FLOORS = (
-    "errors seeding terms padding datafolder text processes | record metrics scoring stream transforms recipe files "
-    "glyphs words contents fingerprint | model lease manifest outcomes",
-    "data | protocol backbones adapters meter pace checkpoint origin | method imagestore",
-    "loader featurecache | suite strategy store stats row remarks | table tiny upkeep index "
-    "| significance arrange verify | differences",
+    "errors seeding terms padding datafolder text processes child job | record metrics scoring stream transforms "
+    "recipe files glyphs words contents fingerprint determinism interrupts means | model lease manifest outcomes",
+    "data | protocol backbones adapters meter pace checkpoint origin | method imagestore peers",
+    "loader featurecache answers plugin untaught | suite strategy store stats row remarks | table tiny upkeep index "
+    "| significance arrange verify | differences | repetition",
     "report imports methods suites",
-    "marking plan costs | recall | exam | runner memory | executors | journal | trackers tune trial live | conformance",
+    "marking plan costs | recall memory budget | exam shortage | state | filing | runner | executors | journal "
+    "| trackers tune trial live team measure | conformance",
     "catalog",
-    "memo views options | compare skeleton doctor cli_cache cli_data cli_report cli_runs cli_store cli_tables "
-    "cli_verify | cli | __main__",
+    "memo views options again | forecast | compare rerun skeleton doctor "
+    "| cli_cache cli_data cli_report cli_runs cli_store cli_tables cli_verify | cli worker follower | __main__",
 )
 FLOOR = {
     name: (floor, step)
@@ -40,7 +41,7 @@ FLOOR = {
     for name in names.split()
 }
 
-OPEN_ROOMS = {"adapters", "backbones", "data", "imports", "report", "scoring"}
+OPEN_ROOMS = {"adapters", "backbones", "data", "executors", "imports", "report", "scoring"}
 """Packages whose modules may import one another. In methods and suites only private siblings are shared."""
 
 TORCH_FREE = [

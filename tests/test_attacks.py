@@ -17,9 +17,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from clbench import checkpoint, files, memo, outcomes
+from clbench import backbones, checkpoint, files, memo, outcomes
 from clbench.cli import app
-from clbench.errors import ClbenchError, StoreError
+from clbench.errors import ClbenchError, NotAvailable, StoreError
 from clbench.record import Record
 from clbench.store import Store, parse_record
 
@@ -168,6 +168,30 @@ def test_a_record_that_means_harm_is_a_sentence(what: str) -> None:
     assert problem.startswith("'record.json' is ")
 
 
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "npz", "bin"])
+def test_no_pickle_among_weights_is_loaded(tmp_path: Path, suffix: str) -> None:
+    bomb, path = Bomb(tmp_path / "gone off"), tmp_path / f"weights.{suffix}"
+    stored = io.BytesIO()
+    torch.save({"state_dict": {"norm.bias": torch.ones(1)}, "by": bomb}, stored)
+    content = _npz(**{"params/norm": _npy(np.array([bomb], dtype=object))})
+    for pickled in (stored.getvalue(), pickle.dumps(bomb, protocol=2), content):
+        path.write_bytes(pickled)
+        for family in ("timm:vit_tiny_patch16_224", "ibot:vit_tiny_patch16_224", "cifar-vit"):
+            with pytest.raises(NotAvailable):
+                backbones.build(f"{family}@{path}", 2, 0)
+    assert not (tmp_path / "gone off").exists()
+
+
+def test_a_language_model_that_is_pickled_is_not_loaded(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16, "vocab_size": 259}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1, "num_attention_heads": 2}))
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "gone off")))
+    for act in (backbones.weights_sha256, lambda name: backbones.build(name, 0, 0)):
+        with pytest.raises(NotAvailable):
+            act(f"hf:mine@{tmp_path}")
+    assert not (tmp_path / "gone off").exists()
+
+
 # paths
 
 
@@ -274,3 +298,96 @@ def test_imported_names_lead_nowhere(tmp_path: Path, name: str) -> None:
     for told in ({"suite": name, "method": "m"}, {"method": name}):
         with pytest.raises(ClbenchError, match="cannot name a"):
             imported("trace", tmp_path, seed=0, **told)
+
+
+EVIL = "\x1b]0;mine\x07\x1b[2J\x9b31m<script>alert(1)</script>[bold]\u202ex"
+PILOT = "2026-01-02 03:04:05 [trainer.py] => "
+OTHERS: dict[str, tuple[str, str]] = {
+    "a call": ("logs.pyd", "{'accmean_task1': __import__('os').mkdir('gone off')}"),
+    "a call for a key": ("logs.pyd", "{__import__('os').mkdir('gone off'): 1}"),
+    "a comprehension": ("logs.pyd", "[print(1) for _ in 'ab']"),
+    "brackets without end": ("logs.pyd", "{'accmean_task1': " + "[" * 100_000),
+    "signs without end": ("logs.pyd", "{'accmean_task1': " + "-" * 100_000 + "1}"),
+    "a number without end": ("logs.pyd", "{'accuracy_1_task" + "9" * 5000 + "': 5.0}"),
+    "a value without end": ("logs.pyd", "{'accmean_task1': " + "9" * 4000 + "}"),
+    "an infinite score": ("logs.pyd", "{'accmean_task1': 1e999}"),
+    "a name that leads out": ("logs.pyd", "{'accmean_task1': 5.0, 'model': '../../up', 'dataset': 'd', 'seed': 0}"),
+    "a name of markup": ("logs.pyd", f"{{'accmean_task1': 5.0, 'model': 'm', 'dataset': {EVIL!r}, 'seed': 0}}"),
+    "a pickle": ("logs.pyd", pickle.dumps({"accmean_task1": 5.0}, protocol=0).decode()),
+    "a program in a log": ("a.log", f"{PILOT}seed: 0\n{PILOT}CNN: __import__('os').mkdir('gone off')"),
+    "a curve that is a program": ("a.log", f"{PILOT}seed: 0\n{PILOT}CNN top1 curve: [__import__('os').mkdir('gone')]"),
+    "a curve without end": ("a.log", f"{PILOT}seed: 0\n{PILOT}CNN top1 curve: " + "[" * 100_000),
+    "results that are a pickle": ("1-a/all_results.json", pickle.dumps({}, protocol=0).decode()),
+    "a score that is no number": ("1-a/all_results.json", json.dumps({"predict_exact_match_for_a": [EVIL]})),
+    "results without end": ("1-a/all_results.json", "[" * 200_000),
+}
+SYSTEM = {"logs.pyd": "mammoth", "a.log": "pilot", "1-a/all_results.json": "olora"}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_logs_of_other_systems_that_mean_harm_are_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, text = OTHERS[what]
+    path = tmp_path / "theirs" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+    words = ["import", SYSTEM[name], str(tmp_path / "theirs"), "--store", str(tmp_path / "store")]
+    done = CliRunner().invoke(app, words + (["--seed", "0"] if name != "logs.pyd" else []))
+    assert done.exit_code == 2, done.output
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("clbench: ")
+    assert line.isprintable()
+    assert len(line) < 1000
+    assert not any(path.name.startswith("gone") for path in tmp_path.rglob("*"))
+
+
+# what is printed
+
+
+def evil_run(tmp_path: Path) -> Path:
+    """A store with two runs, every free word of which would move a cursor, or be markup."""
+    store = Store.create(tmp_path / "store")
+    plain = Record.example()
+    origin = plain.origin.model_copy(update={"device": EVIL, "command": EVIL, "versions": {EVIL: EVIL}, "commit": EVIL})
+    facts: dict[str, Any] = {name: {EVIL: EVIL, "learning_rate": EVIL} for name in ("params", "recipe", "protocol")}
+    for key, status in (("k1", "done"), ("k2", "failed")):
+        evil = Record.example(
+            key=key,
+            seed=int(key[1]),
+            variant=EVIL,
+            status=status,
+            reason=None if status == "done" else EVIL,
+            tasks=(EVIL, f"{EVIL}2"),
+            marks=(EVIL,),
+            score_name=EVIL,
+            notes={EVIL: EVIL, "tree": {EVIL: EVIL}},
+            other_scores={EVIL: plain.scores},
+            protocol_hash=EVIL,
+            fingerprint=EVIL,
+            origin=origin,
+            **facts,
+        )
+        store.cell("digits", "plain", key).save(evil, OUTCOMES)
+    return store.root
+
+
+COMMANDS = (
+    *("table digits", "table digits --format markdown", "table digits --format latex", "table digits --format csv"),
+    *("list runs", "list runs --format json", "scores k1", "scores k1 --format json", "tree k1", "compare k1 k2"),
+    *("leaderboard --out {out}/l.csv", "store check", "verify digits"),
+    *("table digits --format json"),
+    *("rerun k1", "compare k1 k2 --format json", "verify digits --format json"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_word_of_a_record_reaches_the_terminal_as_more_than_a_word(tmp_path: Path, command: str) -> None:
+    root = evil_run(tmp_path)
+    words = command.format(out=tmp_path).split()
+    done = CliRunner().invoke(app, [*words, "--store", str(root)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+    assert [sign for sign in done.output if not sign.isprintable() and sign not in "\n\r\t"] == []
+    for path in tmp_path.glob("*.csv"):
+        assert [sign for sign in path.read_text(encoding="utf-8") if not sign.isprintable() and sign != "\n"] == []

@@ -74,6 +74,8 @@ def written(folder: Path, text: str, name: str = "mine.py") -> Path:
     [
         (["run", "quik"], ["quik", "Did you mean 'quick'?", "glyphs"]),
         (["run", "tiny", "--method", "sqlora"], ["sqlora", "Did you mean 'seqlora'?"]),
+        (["run", "tiny", "--method", "DER++"], ["DER++", "Did you mean 'derpp'?"]),
+        (["show", "l2p++"], ["l2p++", "Did you mean 'l2pp'?"]),
         (["run", "tiny", "--method", "absent.py:Mine"], ["absent.py"]),
         (["run", "tiny", "--set", "seqlora.learning_rat=1"], ["learning_rat", "Did you mean 'learning_rate'?"]),
         (["run", "tiny", "--set", "seqlor.epochs=1"], ["seqlor", "Did you mean 'seqlora'?"]),

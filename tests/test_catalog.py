@@ -40,6 +40,22 @@ def test_papers_of_the_contents_page_are_those_of_the_methods() -> None:
     }
 
 
+DECLARED = {
+    "buffer_samples": {"replay", "gem", "agem", "derpp", "er-ace", "icl"},
+    "class_statistics": {
+        *("ncm", "icl", "s-prompt", "hide-prompt", "hidelora", "treelora", "aper-adapter", "ranpac", "ease", "slca"),
+    },
+    "task_id_at_test": {"pertask"},
+    "stored_gradients": {"ogd"},
+}
+
+
+@pytest.mark.parametrize("resource", DECLARED)
+def test_who_keeps_or_needs_what(resource: str) -> None:
+    kept = {name: catalog.method_type(name).cls().resources() for name in catalog.methods()}
+    assert {name for name, declared in kept.items() if getattr(declared, resource)} == DECLARED[resource]
+
+
 def test_rows_of_a_suite_are_its_contenders() -> None:
     found = variants("quick")
     assert ("seqlora", "") in found

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clbench import catalog, plan, runner, tiny
-from clbench.costs import check_declared
+from clbench.costs import Kept, check_declared
 from clbench.errors import LeakError
 from clbench.method import Method, Resources, Workbench
 from clbench.record import Record, TaskCosts
@@ -111,10 +111,17 @@ class Declaring(Method):
 
     name = "declaring"
     samples: int = 0
+    gradients: int = 0
+    statistics: bool = False
     mib: float = 0.0
 
     def resources(self) -> Resources:
-        return Resources(buffer_samples=self.samples, stored_mib_per_task=self.mib)
+        return Resources(
+            buffer_samples=self.samples,
+            stored_gradients=self.gradients,
+            class_statistics=self.statistics,
+            stored_mib_per_task=self.mib,
+        )
 
     def plugins(self, bench: Workbench) -> Sequence[Any]:
         return []
@@ -126,14 +133,46 @@ def stored(*sizes: int) -> list[TaskCosts]:
 
 
 def test_samples_up_to_the_declared_number_may_be_kept() -> None:
-    check_declared(Declaring(samples=5), 5, stored(0))
+    check_declared(Declaring(samples=5), Kept(samples=5), stored(0))
     with pytest.raises(LeakError, match="declaring keeps 6 samples and declared 5; raise buffer_samples"):
-        check_declared(Declaring(samples=5), 6, stored(0))
+        check_declared(Declaring(samples=5), Kept(samples=6), stored(0))
+
+
+def test_gradients_up_to_the_declared_number_of_each_task_may_be_kept() -> None:
+    check_declared(Declaring(gradients=5), Kept(gradients=10), stored(0, 0))
+    with pytest.raises(LeakError, match="keeps 6 gradients a task and declared 5; raise stored_grad"):
+        check_declared(Declaring(gradients=5), Kept(gradients=6), stored(0))
+
+
+def test_class_statistics_must_be_declared() -> None:
+    check_declared(Declaring(statistics=True), Kept(class_statistics=True), stored(0))
+    with pytest.raises(LeakError, match="declaring keeps class statistics and did not declare them; set class_stat"):
+        check_declared(Declaring(), Kept(class_statistics=True), stored(0))
+
+
+def test_what_is_kept_is_what_all_plugins_tell() -> None:
+    class Telling(Plugin):
+        def __init__(self, held: object = None) -> None:
+            super().__init__()
+            self.held = held
+
+        def kept_samples(self) -> int:
+            return 2
+
+        def kept_gradients(self) -> int:
+            return 3
+
+    class Means:
+        holds_class_statistics = True
+
+    assert Kept.by([]) == Kept()
+    assert Kept.by([Telling(), Telling()]) == Kept(samples=4, gradients=6)
+    assert Kept.by([Telling(), Telling(Means())]).class_statistics
 
 
 def test_bytes_may_grow_by_what_is_declared_a_task() -> None:
-    check_declared(Declaring(), 0, stored(10**9))
-    check_declared(Declaring(), 0, stored(10**9, 10))
-    check_declared(Declaring(mib=0.5), 0, stored(10, 10 + 2**19))
+    check_declared(Declaring(), Kept(), stored(10**9))
+    check_declared(Declaring(), Kept(), stored(10**9, 10))
+    check_declared(Declaring(mib=0.5), Kept(), stored(10, 10 + 2**19))
     with pytest.raises(LeakError, match=r"stored 0\.50 MiB more after a task and declared 0\.50"):
-        check_declared(Declaring(mib=0.5), 0, stored(0, 10, 11 + 2**19))
+        check_declared(Declaring(mib=0.5), Kept(), stored(0, 10, 11 + 2**19))

@@ -13,7 +13,7 @@ from clbench.errors import NotAvailable, UnknownName
 from clbench.plan import Cell
 from clbench.processes import Process
 from clbench.record import Record
-from clbench.store import Store
+from clbench.store import CellFolder, Store
 from clbench.stream import Stream
 
 
@@ -56,13 +56,13 @@ def test_a_failure_that_another_driver_met_meanwhile_is_taken_over(
     cell, stream = cell_and_stream
     store = Store.create(tmp_path)
     theirs = failed(cell, "their luck")
-    wait = executors.CellFolder.lock
+    wait = CellFolder.lock
 
-    def lock_after_them(folder: executors.CellFolder):  # type: ignore[no-untyped-def]
+    def lock_after_them(folder: CellFolder):  # type: ignore[no-untyped-def]
         folder.save(theirs, {})
         return wait(folder)
 
-    monkeypatch.setattr(executors.CellFolder, "lock", lock_after_them)
+    monkeypatch.setattr(CellFolder, "lock", lock_after_them)
     summary = executors.inline([cell], stream, store, torch.device("cpu"))
     assert (summary.made, summary.elsewhere, summary.failed) == ([], [theirs], [theirs])
 

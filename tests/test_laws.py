@@ -236,6 +236,19 @@ class Hoards(ImagesOnly):
         return Hoard(bench)
 
 
+class HoardsSilently(ImagesOnly):
+    def behaviour(self, bench: Workbench) -> Plugin:
+        class Hide(Behaviour):
+            def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+                self.memory = strategy.examples.batch(torch.arange(10), strategy.device)[0]
+
+        return Hide(bench)
+
+
+class HoardsTextSilently(TextOnly):
+    behaviour = HoardsSilently.behaviour
+
+
 class Swells(ImagesOnly):
     def behaviour(self, bench: Workbench) -> Plugin:
         class Pile(Behaviour):
@@ -288,12 +301,7 @@ class ReadsTests(ImagesOnly):
 
 
 class IdleOnText(TextOnly):
-    def behaviour(self, bench: Workbench) -> Plugin:
-        class Nothing(Behaviour):
-            def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-                strategy.loss *= 0
-
-        return Nothing(bench)
+    behaviour = Idle.behaviour
 
 
 class TouchesTheVocabulary(TextOnly):
@@ -348,6 +356,8 @@ class PeeksAtTheOtherTests(TextOnly):
         (Votes, "batches", "of 32 answers change when a sample is scored alone"),
         (UsesTheTask, "task labels", "of 32 answers change when the task labels are shuffled"),
         (Hoards, "resources", "keeps 10 samples and declared 0"),
+        (HoardsSilently, "resources", "10 inputs lie among what it keeps, by their shape, and it declared 0 samples"),
+        (HoardsTextSilently, "text: resources", "10 inputs lie among what it keeps"),
         (Swells, "resources", "stored 2.00 MiB more after a task and declared 1.00"),
         (RemembersTests, "test data", "changed what it has learned while it answered test examples"),
         (LearnsFromTests, "test data", "depends on the test examples"),

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from clbench.answers import Answers
 from clbench.errors import UnknownName
 from clbench.marking import SCORE, ClassMarker, TextMarker
-from clbench.strategy import Answers
 from clbench.stream import Stream
 from clbench.text import Row, TextTask
 

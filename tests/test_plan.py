@@ -84,6 +84,28 @@ def test_repeated_deviations_are_on_the_card(settings: dict[str, bool], expected
     assert (cell.protocol.hash == cell.suite_protocol.hash) == (not expected)
 
 
+SWITCHES = [
+    (name, field)
+    for name in catalog.methods()
+    for field in catalog.method_type(name).cls.model_fields
+    if field.startswith("compat_")
+]
+
+
+def test_no_method_repeats_a_deviation_unasked() -> None:
+    methods = [catalog.method_type(name).cls() for name in catalog.methods()]
+    assert {method.name for method in methods if method.compat()} == set()
+    assert len(SWITCHES) >= 5
+
+
+@pytest.mark.parametrize(("method", "field"), SWITCHES)
+def test_every_switch_for_a_deviation_marks_the_card(method: str, field: str) -> None:
+    plain, other = planned(method)[0], planned(method, **{method: {field: "true"}})[0]
+    assert other.protocol.compat == (field.removeprefix("compat_"),)
+    assert other.protocol.hash not in (plain.protocol.hash, other.suite_protocol.hash)
+    assert other.protocol.suite_hash == plain.protocol.suite_hash
+
+
 @pytest.mark.parametrize(
     ("spec", "terms"),
     [

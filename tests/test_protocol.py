@@ -41,6 +41,7 @@ OTHER: dict[str, Any] = {
     "buffer_samples": 1,
     "replay_batch": 1,
     "class_statistics": True,
+    "stored_gradients": 3,
     "compat": ("reshape",),
     "task_epochs": (5, 3),
     "optimisation": "optimizer sgd",

@@ -85,6 +85,17 @@ def test_a_record_of_schema_1_has_no_phases_no_inferred_tasks_and_no_marks() -> 
     assert (old.router_accuracy, old.marks, old.costs[0].phase_seconds) == ((), (), {})
 
 
+def test_a_record_of_schema_3_tells_less_of_where_it_was_made() -> None:
+    example = Record.example()
+    content = json.loads(example.model_dump_json())
+    content["schema_version"] = 3
+    for name in ("again", "cpu", "driver", "determinism"):
+        del content["origin"][name]
+    old = Record.model_validate(content)
+    assert old == example.model_copy(update={"schema_version": 3})
+    assert (old.origin.again, old.origin.determinism) == ("", {})
+
+
 def test_unknown_fields_are_refused() -> None:
     content = json.loads(Record.example().model_dump_json())
     assert content["schema_version"] == SCHEMA

@@ -146,7 +146,7 @@ def test_no_test_row_is_left_behind(learned: runner.Run) -> None:
 
 
 def test_equal_differences_within_rounding_are_no_flip() -> None:
-    from clbench.strategy import Answers
+    from clbench.answers import Answers
 
     first = Answers(torch.zeros(2, 1), torch.tensor([1e-6, 1.0]), None, ["A", "A"])
     second = Answers(torch.zeros(2, 1), torch.tensor([1e-6, 1.0]), None, ["B", "A"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from clbench.contents import Entry
-from clbench.errors import UnknownName
+from clbench.errors import BadValue, UnknownName
 
 if TYPE_CHECKING:
     import torch
@@ -92,29 +92,40 @@ class Source(Protocol):
         ...
 
 
-def build(name: str, classes: int, seed: int, *, normalisation: str = "none", weights: str = "default") -> Classifier:
+def build(
+    name: str,
+    classes: int,
+    seed: int,
+    *,
+    normalisation: str = "none",
+    weights: str = "default",
+    remote_code: bool = False,
+) -> Classifier:
     """The backbone called `name` with a head of `classes` rows.
 
-    `normalisation` of images by name, see `vision.NORMALISATIONS`. Raises UnknownName, BadValue, or NotAvailable
-    where the weights are missing or damaged.
+    `normalisation` of images by name, see `vision.NORMALISATIONS`; `remote_code`: whether code that came with the
+    model may run. Raises UnknownName, BadValue, or NotAvailable where the weights are missing or damaged.
     """
     _refuse_other_weights(weights)
-    return _source(name).build(classes, seed, normalisation=normalisation, weights=weights)
+    return _source(name, remote_code).build(classes, seed, normalisation=normalisation, weights=weights)
 
 
-def outline(name: str, precision: torch.dtype) -> LanguageModel | None:
+def outline(name: str, precision: torch.dtype, remote_code: bool = False) -> LanguageModel | None:
     """The backbone called `name` without its weights, which are never read: for the tensors of PyTorch's fake mode.
 
     None where its source has no outline. Raises NotAvailable where not even its configuration can be had.
     """
-    make = getattr(_source(name), "outline", None)
+    make = getattr(_source(name, remote_code), "outline", None)
     return None if make is None else make(precision)
 
 
-def weights_sha256(name: str, weights: str = "default") -> str:
-    """Hash of the backbone's weights, for the protocol card; `random` for random ones. May download them."""
+def weights_sha256(name: str, weights: str = "default", remote_code: bool = False) -> str:
+    """Hash of the backbone's weights, and of code that may run, for the protocol card; `random` for random ones.
+
+    May download them.
+    """
     _refuse_other_weights(weights)
-    source = _source(name)
+    source = _source(name, remote_code)
     return "random" if weights == "random" else source.weights_sha256()
 
 
@@ -140,7 +151,7 @@ def _refuse_other_weights(weights: str) -> None:
         raise UnknownName("choice of weights", weights, WEIGHTS)
 
 
-def _source(name: str) -> Source:
+def _source(name: str, remote_code: bool = False) -> Source:
     plain, _, path = name.partition("@")
     family, colon, own = plain.partition(":")
     if colon:
@@ -151,4 +162,9 @@ def _source(name: str) -> Source:
         source = CONTENTS[plain].load()
     else:
         raise UnknownName("backbone", plain, CONTENTS)
+    if remote_code:
+        trusting = getattr(source, "trusting", None)
+        if trusting is None:
+            raise BadValue(f"'{plain}' comes without code of its own; leave out --trust-remote-code.")
+        source = trusting()
     return source.at(Path(path)) if path else source

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from clbench.backbones.language import LanguageModel
 
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")
+_CODE = "*.py"
+"""What some models bring for themselves: fetched, hashed and run only where that is asked for."""
 _UNWANTED = ("consolidated*", "original/*")
 """The same weights once more, in forms that transformers does not read."""
 
@@ -26,7 +28,7 @@ class HubSource:
     """A causal language model in transformers' folder layout, by path or by its name on the Hugging Face hub.
 
     In four bits, the linear layers of its blocks are held as `packed` tells; what is trained beside them is float32 as
-    ever.
+    ever. Code that comes with a model is not run unless it is `trusted`.
     """
 
     name: str
@@ -34,6 +36,11 @@ class HubSource:
     """Its name on the hub; empty where only a folder will do."""
     path: Path | None = None
     four_bits: bool = False
+    trusted: bool = False
+
+    def trusting(self) -> HubSource:
+        """The same model, whose own code may run."""
+        return replace(self, trusted=True)
 
     def at(self, path: Path) -> HubSource:
         """The same model from the folder `path`."""
@@ -54,7 +61,7 @@ class HubSource:
                     "with a folder that AutoModelForCausalLM.from_pretrained reads."
                 )
             return self.path
-        return self._fetched(_WANTED, "*.safetensors")
+        return self._fetched((*_WANTED, _CODE) if self.trusted else _WANTED, "*.safetensors")
 
     def _fetched(self, wanted: tuple[str, ...], needed: str) -> Path:
         """The hub's files that are `wanted`; from the cache alone, if it holds one that is `needed`."""
@@ -79,13 +86,17 @@ class HubSource:
         )
 
     def weights_sha256(self) -> str:
-        """Hash over the weights' files and the tokenizer's; refuses four bits where they cannot be had."""
+        """Hash over the weights' files, the tokenizer's and those of trusted code.
+
+        Refuses four bits where they cannot be had.
+        """
         if self.four_bits:
             from clbench.backbones.packed import packing
 
             packing(f"hf:{self.hub}")
         folder = self.folder()
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
+        files += sorted(folder.glob(_CODE)) if self.trusted else []
         files = [file for file in files if not file.match(_UNWANTED[0])]
         if not any(file.suffix == ".safetensors" for file in files):
             raise NotAvailable(f"no *.safetensors in '{folder}'; save the model with safe_serialization=True.")
@@ -110,11 +121,12 @@ class HubSource:
         folder = self.folder()
         with quiet():
             try:
-                tokenizer = HubTokenizer(AutoTokenizer.from_pretrained(folder))
+                tokenizer = HubTokenizer(AutoTokenizer.from_pretrained(folder, **self._trust))
                 if weights == "random":
-                    return _drawn(AutoConfig.from_pretrained(folder), tokenizer)
-                body = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **form)
+                    return _drawn(AutoConfig.from_pretrained(folder, **self._trust), tokenizer, **self._trust)
+                body = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **form, **self._trust)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
+                self._refuse_code(folder, error)
                 reason = f"holds no causal language model that can be read: {_first_line(error)}"
                 raise NotAvailable(f"'{folder}' {reason}.") from error
         return LanguageModel(body, tokenizer)
@@ -123,17 +135,32 @@ class HubSource:
         """The model of its configuration, the only file that is read. Raises NotAvailable."""
         from transformers import AutoConfig
 
-        place = self.path or self._fetched(("config.json",), "config.json")
+        wanted = ("config.json", _CODE) if self.trusted else ("config.json",)
+        place = self.path or self._fetched(wanted, "config.json")
         try:
-            config = AutoConfig.from_pretrained(place)
+            config = AutoConfig.from_pretrained(place, **self._trust)
+            model = _outlined(config, precision, **self._trust)
         except (OSError, ValueError) as error:
+            self._refuse_code(place, error)
             raise NotAvailable(
                 f"no configuration of a language model in '{place}' ({_first_line(error)}); pass --backbone "
                 f"{self.name}@FOLDER with a folder that holds a config.json."
             ) from error
-        model = _outlined(config, precision)
         model.four_bits = self.four_bits
         return model
+
+    @property
+    def _trust(self) -> dict[str, bool]:
+        """Said aloud, because transformers would ask whoever sits at the terminal."""
+        return {"trust_remote_code": self.trusted}
+
+    def _refuse_code(self, folder: Path, error: Exception) -> None:
+        """Raise NotAvailable where `error` is that the model wants to run code of its own."""
+        if not self.trusted and "trust_remote_code" in str(error):
+            raise NotAvailable(
+                f"the model in '{folder}' wants to run Python code of its own, which may do anything; read its *.py "
+                "files, and add --trust-remote-code where you trust them."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -193,7 +220,7 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(".")
 
 
-def _outlined(config: Any, precision: torch.dtype) -> LanguageModel:
+def _outlined(config: Any, precision: torch.dtype, trust_remote_code: bool = False) -> LanguageModel:
     """A model of this shape; no text is read by it."""
     from transformers import AutoModelForCausalLM
 
@@ -202,10 +229,11 @@ def _outlined(config: Any, precision: torch.dtype) -> LanguageModel:
     from clbench.backbones.reading import Bytes
 
     with quiet():
-        return LanguageModel(AutoModelForCausalLM.from_config(config, dtype=precision), Bytes())
+        trust = {"trust_remote_code": trust_remote_code}
+        return LanguageModel(AutoModelForCausalLM.from_config(config, dtype=precision, **trust), Bytes())
 
 
-def _drawn(config: Any, tokenizer: Any) -> LanguageModel:
+def _drawn(config: Any, tokenizer: Any, trust_remote_code: bool = False) -> LanguageModel:
     """A model with random weights, always the same."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -215,7 +243,8 @@ def _drawn(config: Any, tokenizer: Any) -> LanguageModel:
 
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(0)
-        return LanguageModel(AutoModelForCausalLM.from_config(config), tokenizer)
+        body = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return LanguageModel(body, tokenizer)
 
 
 @functools.lru_cache(maxsize=32)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -137,11 +138,12 @@ def chosen(word: str, names: tuple[str, ...]) -> tuple[int, ...]:
     """
     found: list[int] = []
     for part in filter(None, word.split(",")):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise BadValue(f"--classes takes numbers and ranges such as 0-49 or 3,5,8; got '{word}'.")
-        found += range(int(first), int(last or first) + 1)
-    if len(set(found)) != len(found) or any(c >= len(names) for c in found):
+        ends = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
+        if ends is None or int(ends[2] or ends[1]) >= len(names):
+            most = len(names) - 1
+            raise BadValue(f"--classes takes numbers from 0 to {most} and ranges such as 0-4; got '{word}'.")
+        found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+    if len(set(found)) != len(found):
         raise BadValue(f"--classes takes each of 0 to {len(names) - 1} once at most; got '{word}'.")
     if len(found) == 1:
         raise BadValue("one class cannot be told from another; name two or more with --classes.")

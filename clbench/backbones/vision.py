@@ -94,7 +94,7 @@ def load(body: VisionTransformer, path: Path) -> None:
         if path.suffix == ".npz":
             body.load_pretrained(str(path))
             return
-        named = checkpoint_filter_fn(load_state_dict(str(path)), body)
+        named = checkpoint_filter_fn(load_state_dict(str(path), weights_only=True), body)
     fill(body, {key: value for key, value in named.items() if not key.startswith("head.")}, path)
 
 

@@ -16,8 +16,8 @@ from clbench.imports.found import Found, dict_of, malformed, matrix, share, text
 from clbench.record import UNKNOWN
 
 LOG = "logs.pyd"
-_CELL = re.compile(r"accuracy_(\d+)_task(\d+)")
-_MEAN = re.compile(r"accmean_task(\d+)")
+_CELL = re.compile(r"accuracy_(\d{1,6})_task(\d{1,6})")
+_MEAN = re.compile(r"accmean_task(\d{1,6})")
 _SETTINGS = ("class-il", "task-il", "domain-il", "general-continual", "biased-class-il")
 _PASSING = (
     *("seed", "device", "notes", "base_path", "checkpoint_path", "results_path", "non_verbose", "num_workers"),

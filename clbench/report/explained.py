@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from clbench.differences import Absent, Change, Explanation, Side, Verdict
 from clbench.errors import UnknownName
 from clbench.metrics import Undefined
 from clbench.record import Record
-from clbench.report.grid import DASH, brief, clean
+from clbench.report.grid import DASH, as_json, brief, clean
 from clbench.report.pairs import chance, set_in_columns, six
 from clbench.row import Number
 
@@ -31,7 +30,7 @@ def render(found: Explanation, format: str) -> str:
 
 def text(found: Explanation) -> str:
     """Who the two are, what differs, who wins each task, and what they cost, for a terminal."""
-    blocks = [_names(found), *_changed(found), _tasks(found), _sides(found)]
+    blocks = [_names(found), *changed(found), tasks(found), _sides(found)]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
@@ -45,7 +44,8 @@ def _name(record: Record) -> str:
     return f"{record.suite}/{record.method}/seed{record.seed}/{record.key}{variant}{system}"
 
 
-def _changed(found: Explanation) -> list[list[str]]:
+def changed(found: Explanation) -> list[list[str]]:
+    """A block of lines for each group of facts in which the two differ, or one that says that they do not."""
     groups: dict[str, list[tuple[str, str, str]]] = {}
     for change in found.changes:
         words = (_word(change.name, change.old), "→ " + _word(change.name, change.new))
@@ -67,8 +67,9 @@ def _word(name: str, value: Any) -> str:
     return whole if len(whole) <= longest else f"{whole[:longest]}…"
 
 
-def _tasks(found: Explanation) -> list[str]:
-    head = f"{found.first.score_name} % after the last task"
+def tasks(found: Explanation) -> list[str]:
+    """Who wins each task, line by line."""
+    head = f"{clean(found.first.score_name)} % after the last task"
     verdicts = (*found.tasks, found.overall)
     if found.untested:
         plain = [(clean(v.task), _percent(v.first), _percent(v.second), _apart(v)) for v in verdicts]
@@ -129,16 +130,23 @@ def _number(value: Number, unit: str) -> str:
 def to_json(found: Explanation) -> str:
     """The explanation as an object; scores, differences and intervals in points, null with a reason where undefined."""
     facts = {
+        **compared(found),
+        "sides": {side.column.name: {"unit": side.column.unit, **_both(side)} for side in found.sides},
+        "warnings": list(found.warnings),
+    }
+    return as_json(facts)
+
+
+def compared(found: Explanation) -> dict[str, Any]:
+    """The two, what differs, and who wins each task, as JSON has it."""
+    return {
         "first": _identity(found.first),
         "second": _identity(found.second),
         "changes": [_change(change) for change in found.changes],
         "tasks": [_verdict(verdict) for verdict in found.tasks],
         "overall": _verdict(found.overall),
         "untested": found.untested,
-        "sides": {side.column.name: {"unit": side.column.unit, **_both(side)} for side in found.sides},
-        "warnings": list(found.warnings),
     }
-    return json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _identity(record: Record) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from clbench.metrics import Undefined
 from clbench.row import Number, Row, columns
@@ -68,6 +69,21 @@ def clean(text: str) -> str:
     'a b [31m'
     """
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def printable(text: str) -> str:
+    """The text, lines and all, with a space for whatever else could move a terminal's cursor."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def as_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    r"""Readable JSON of what has no NaN, whose strings cannot move a terminal's cursor.
+
+    >>> as_json(["\x9b1m é"])
+    '[\n  "\\u009b1m é"\n]\n'
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=default)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text) + "\n"
 
 
 def brief(number: float) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from clbench.metrics import Undefined
+from clbench.report.grid import as_json, printable
 from clbench.row import Column, Row, columns
 from clbench.table import REFERENCE_METHOD, Table
 
@@ -41,12 +41,12 @@ def frame(tables: Sequence[Table]) -> pandas.DataFrame:
 def csv(tables: Sequence[Table]) -> str:
     """The leaderboard as CSV, empty where undefined."""
     text: str = frame(tables).to_csv(index=False, lineterminator="\n")
-    return text
+    return printable(text)
 
 
 def to_json(tables: Sequence[Table]) -> str:
     """The leaderboard as a JSON list of objects, null where undefined."""
-    return json.dumps(lines(tables), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return as_json(lines(tables))
 
 
 def _columns(tables: Sequence[Table]) -> tuple[Column, ...]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv as csv_format
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from clbench.errors import UnknownName
 from clbench.metrics import Undefined
-from clbench.report.grid import DASH, clean
+from clbench.report.grid import DASH, as_json, clean, printable
 from clbench.row import Number
 from clbench.significance import Comparison, Contest, Pair, Ranking, t_interval
 from clbench.stats import LEVEL, Difference
@@ -54,12 +53,12 @@ def csv(comparisons: Sequence[Comparison]) -> str:
     writer = csv_format.DictWriter(file, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines(comparisons))
-    return file.getvalue()
+    return printable(file.getvalue())
 
 
 def to_json(comparisons: Sequence[Comparison]) -> str:
     """`lines` as JSON."""
-    return json.dumps(lines(comparisons), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return as_json(lines(comparisons))
 
 
 def text(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv as csv_format
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clbench.errors import UnknownName
 from clbench.metrics import Undefined
-from clbench.report.grid import DASH, brief, clean
+from clbench.report.grid import DASH, as_json, brief, clean, printable
 from clbench.row import Number
 from clbench.verify import Check
 
@@ -66,12 +65,12 @@ def csv(checks: Sequence[Check]) -> str:
     writer = csv_format.DictWriter(file, list(_line(checks[0])), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines(checks))
-    return file.getvalue()
+    return printable(file.getvalue())
 
 
 def to_json(checks: Sequence[Check]) -> str:
     """`lines` as JSON."""
-    return json.dumps(lines(checks), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return as_json(lines(checks))
 
 
 def grid(checks: Sequence[Check]) -> tuple[list[tuple[str, ...]], list[tuple[str, str]]]:

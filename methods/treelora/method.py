@@ -80,7 +80,11 @@ class TreeLoRA(TaskDecomposition):
         return self
 
     def resources(self) -> Resources:
-        """A signature a task (two where it is not the displacement); decomposed a LoRA and class statistics too."""
+        """A signature a task (two where it is not the displacement); decomposed a LoRA and class statistics too.
+
+        A signature is one average a task and layer, also where it is of gradients: `stored_gradients` counts
+        gradients kept one by one.
+        """
         decomposed = self.decomposition == "hide"
         covariance = decomposed and self.statistics == "covariance"
         return Resources(class_statistics=decomposed, stored_mib_per_task=512.0 if covariance else 64.0)

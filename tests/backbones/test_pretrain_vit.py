@@ -91,7 +91,10 @@ def test_a_prepared_set_and_some_of_its_classes(folder: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("word", "sentence"),
-    [("0-3", "each of 0 to 2"), ("1,1", "once"), ("red", "numbers and ranges"), ("1-", "ranges"), ("1", "two or more")],
+    [
+        *(("0-3", "from 0 to 2"), ("1,1", "once"), ("red", "and ranges"), ("1-", "ranges"), ("1", "two or more")),
+        *(("0-99999999999", "from 0 to 2"), ("²", "from 0 to 2"), ("9" * 5000, "from 0 to 2")),
+    ],
 )
 def test_classes_that_are_none(word: str, sentence: str) -> None:
     with pytest.raises(BadValue, match=sentence):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -229,5 +230,70 @@ def test_a_link_out_of_the_archive_is_refused(tmp_path: Path) -> None:
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, "../../secret"
         pack.addfile(link)
-    with pytest.raises(BadValue, match="wants to write outside its folder"):
+    with pytest.raises(BadValue, match="'link' is a link or a device"):
         unpack(tmp_path / "some.tar", tmp_path / "out", silent)
+
+
+LINKS = {
+    "a link within": (tarfile.SYMTYPE, "there"),
+    "an absolute link": (tarfile.SYMTYPE, "/etc/passwd"),
+    "a hard link out": (tarfile.LNKTYPE, "../../secret"),
+    "a hard link to an absolute path": (tarfile.LNKTYPE, "/etc/passwd"),
+    "a device": (tarfile.CHRTYPE, ""),
+    "a disk": (tarfile.BLKTYPE, ""),
+    "a pipe": (tarfile.FIFOTYPE, ""),
+}
+
+
+@pytest.mark.parametrize("what", LINKS)
+def test_links_and_devices_are_never_unpacked(what: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "some.tar", "w") as pack:
+        member = tarfile.TarInfo("folder/there")
+        pack.addfile(member)
+        member = tarfile.TarInfo("folder/strange")
+        member.type, member.linkname = LINKS[what]
+        pack.addfile(member)
+    with pytest.raises(BadValue, match=r"some\.tar' is refused: 'folder/strange' is a link or a device; none of the"):
+        unpack(tmp_path / "some.tar", tmp_path / "out", silent)
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["folder", "there"]
+
+
+def test_a_link_in_a_zip_becomes_a_plain_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as pack:
+        link = zipfile.ZipInfo("link")
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        pack.writestr(link, "/etc/passwd")
+    unpack(tmp_path / "some.zip", tmp_path / "out", silent)
+    assert not (tmp_path / "out" / "link").is_symlink()
+    assert (tmp_path / "out" / "link").read_text() == "/etc/passwd"
+
+
+@pytest.mark.parametrize("name", ["C:\\harm", "C:/harm", "..\\harm", "a\\..\\..\\harm"])
+def test_paths_of_another_system_are_refused_too(name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as pack:
+        pack.writestr(name, "harm")
+    with pytest.raises(BadValue, match="wants to write outside its folder"):
+        unpack(tmp_path / "some.zip", tmp_path / "out", silent)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tgz"])
+def test_an_archive_that_unfolds_without_end_is_refused_by_what_it_declares(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clbench.data.unpack.SLACK_BYTES", 1_000_000)
+    path = tmp_path / f"some.{suffix}"
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as pack:
+            for number in range(8):
+                pack.writestr(f"{number}", bytes(1_000_000))
+    else:
+        archive_of(path, **{f"{number}": bytes(1_000_000) for number in range(8)})
+    with pytest.raises(BadValue, match=r"is refused: it would unfold to .* bytes more than there may be"):
+        unpack(path, tmp_path / "out", silent)
+    assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) < 4_000_000
+
+
+def test_an_archive_larger_than_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(BadValue, match="would unfold to 1 bytes more"):
+        unpack(archive_of(tmp_path / "some.tar", a=b"ab"), tmp_path / "out", silent)

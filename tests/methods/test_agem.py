@@ -72,3 +72,10 @@ def test_under_plain_sgd_gradient_and_update_are_one(begin: Any, teach: Any, wei
 def test_the_first_task_is_learned_as_without_a_past(begin: Any, teach: Any, weights: Any) -> None:
     mine, plain = weights(teach(begin(AGEM(**SETTINGS)), 0)), weights(teach(begin(SeqLoRA()), 0))
     assert all(torch.equal(mine[name], plain[name]) for name in plain)
+
+
+def test_a_buffer_smaller_than_the_classes_is_declined_before_training(begin: Any) -> None:
+    stream = begin(AGEM(**SETTINGS)).stream
+    assert "less than one for each of 6 classes" in str(AGEM(buffer_samples=5).unsupported(stream))
+    assert AGEM(buffer_samples=6).unsupported(stream) is None
+    assert AGEM(buffer_samples=5, policy="reservoir").unsupported(stream) is None

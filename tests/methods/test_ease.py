@@ -122,6 +122,17 @@ def test_passes_of_the_backbone_grow_at_test_only(begin: Any, teach: Any, monkey
     assert set(steps) == {1}
 
 
+def test_no_old_data_is_touched(begin: Any, teach: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = teach(begin(EASE()), 0)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("old data was read")
+
+    monkeypatch.setattr(run.stream.tasks[0].train, "batch", refuse)
+    teach(run, 1)
+    assert run.model.head.home.tolist() == [0, 0, 1, 1, -1, -1]
+
+
 def test_a_class_in_two_tasks_is_declined() -> None:
     data = ImageSet(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
     task = Task("a", data, data, data, (0, 1))

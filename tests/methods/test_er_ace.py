@@ -47,9 +47,7 @@ def test_kept_samples_are_also_of_the_task_at_hand(begin: Any, teach: Any) -> No
 
 
 def test_a_batch_taken_in_several_passes_is_offered_whole(begin: Any, teach: Any) -> None:
-    whole, parts = (
-        teach(begin(ERACE(**SETTINGS), micro_batch=size), 0).plugins[0].reservoir for size in (None, 8)
-    )
+    whole, parts = (teach(begin(ERACE(**SETTINGS), micro_batch=size), 0).plugins[0].reservoir for size in (None, 8))
     assert torch.equal(whole.rows["targets"], parts.rows["targets"])
 
 

@@ -5,18 +5,22 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from clbench import tiny
 from clbench.methods._gradients import flat_gradient, parts
 from clbench.methods.ewc import EWC, fisher_diagonal
+from clbench.methods.finetune import FineTune
 from clbench.methods.seqlora import SeqLoRA
 from clbench.model import ImageClassifier
 
+WHOLE = EWC(scope="full", mode="online", learning_rate=1e-3)
 
-@pytest.mark.parametrize("chunk", [1, 8])
-def test_fisher_equals_the_loop_over_samples(chunk: int, begin: Any, teach: Any) -> None:
-    run = teach(begin(EWC()), 0)
+
+@pytest.mark.parametrize(("method", "chunk"), [(EWC(), 1), (EWC(), 8), (WHOLE, 1), (WHOLE, 8)])
+def test_fisher_equals_the_loop_over_samples(method: Any, chunk: int, begin: Any, teach: Any) -> None:
+    run = teach(begin(method), 0)
     model, task = run.model.eval(), tiny.stream().tasks[1]
     inputs, targets = task.train.batch(torch.arange(0, 64, 3), run.device)
     allowed = torch.tensor([False, False, True, True, False, False])
@@ -151,3 +155,33 @@ def test_the_penalty_is_not_part_of_the_next_task_s_fisher(begin: Any, teach: An
     other, first = consolidation(begin, mode="online", decay=1.0, labels="gold")
     teach(other, 0)
     torch.testing.assert_close(plugin.importance, first.importance + second, atol=1e-6, rtol=1e-4)
+
+
+def test_all_weights_are_held_where_all_learn(begin: Any, teach: Any) -> None:
+    run = teach(begin(WHOLE), 0)
+    plugin, everything = run.plugins[0], sum(p.numel() for p in run.model.parameters())
+    assert plugin.importance.shape == plugin.centre.shape == (everything,)
+    body = parts(plugin.importance, run.model.trainable())[0]
+    assert body is not run.model.head.weight
+    assert body.any()
+    anchor, held = plugin.centre, plugin.importance > plugin.importance.quantile(0.9)
+    free, pinned = ({"penalty_weight": weight} for weight in (0.0, 1e6))
+    moved = []
+    for weight in (free, pinned):
+        other = teach(begin(WHOLE.model_copy(update=weight)), 0, 1)
+        moved.append((flat(other) - anchor)[held].abs().mean().item())
+    assert moved[1] < 0.7 * moved[0]
+
+
+def test_all_weights_without_a_penalty_are_full_fine_tuning_to_the_bit(begin: Any, teach: Any, weights: Any) -> None:
+    method = EWC(scope="full", mode="online", penalty_weight=0)
+    assert method.learning_rate == FineTune().learning_rate
+    assert EWC().learning_rate is None
+    assert EWC(scope="full", mode="online", learning_rate=None).learning_rate is None
+    mine, plain = weights(teach(begin(method))), weights(teach(begin(FineTune())))
+    assert all(torch.equal(mine[name], plain[name]) for name in plain)
+
+
+def test_all_weights_take_the_online_form() -> None:
+    with pytest.raises(ValidationError, match="set mode 'online'"):
+        EWC(scope="full")

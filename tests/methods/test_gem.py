@@ -147,3 +147,9 @@ def test_runs_in_half_precision(begin: Any, teach: Any) -> None:
 def test_what_is_looked_at_is_declared() -> None:
     assert GEM(buffer_samples=50).resources().replay_batch == 50
     assert GEM(buffer_samples=50, reference_batch=20).resources().replay_batch == 20
+
+
+def test_a_memory_smaller_than_the_tasks_is_declined_before_training(begin: Any) -> None:
+    stream = begin(GEM()).stream
+    assert "less than one for each of 3 tasks" in str(GEM(buffer_samples=2).unsupported(stream))
+    assert GEM(buffer_samples=3).unsupported(stream) is None

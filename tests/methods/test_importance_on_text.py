@@ -65,9 +65,12 @@ def test_an_answers_logits_and_shares() -> None:
     assert true_logits(classes, torch.tensor([1])).tolist() == [6]
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 32])
-def test_the_fisher_is_that_of_single_samples(chunk: int, begin_text: Any, teach: Any) -> None:
-    run, inputs, targets = trained(SeqLoRA(), begin_text, teach, 0)
+WHOLE = EWC(scope="full", mode="online", learning_rate=1e-3)
+
+
+@pytest.mark.parametrize(("method", "chunk"), [(SeqLoRA(), 1), (SeqLoRA(), 4), (SeqLoRA(), 32), (WHOLE, 1), (WHOLE, 4)])
+def test_the_fisher_is_that_of_single_samples(method: Any, chunk: int, begin_text: Any, teach: Any) -> None:
+    run, inputs, targets = trained(method, begin_text, teach, 0)
     loop = by_loop(run, inputs, targets, F.cross_entropy)
     expected = torch.stack([gradient.square() for gradient in loop]).mean(0)
     found = fisher_diagonal(run.model, inputs, targets, run.strategy.allowed, chunk)

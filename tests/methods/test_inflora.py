@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from clbench import tiny
 from clbench.methods.inflora import InfLoRA, Memory, second_moments
+from clbench.stream import Stream
 
 
 def spectrum(*energies: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -129,6 +132,48 @@ class Spy:
     def grown(self, moment: Tensor, energy: float) -> Spy:
         self.seen.append(energy)
         return self
+
+
+def test_squared_energies_keep_fewer_directions(begin: Any, teach: Any) -> None:
+    kept = {}
+    for squared in (False, True):
+        run = teach(begin(InfLoRA(compat_squared_moment=squared), tasks=2, epochs=1))
+        kept[squared] = [memory.past().shape[1] for memory in run.plugins[0].memories]
+    assert all(few < many for few, many in zip(kept[True], kept[False], strict=True)), kept
+
+
+def test_alignment_changes_the_known_rows_of_the_head_alone_and_is_taken_back(
+    begin: Any, teach: Any, weights: Any
+) -> None:
+    aligned, plain = (begin(InfLoRA(alignment_epochs=epochs), epochs=1) for epochs in (1, 0))
+    for task in range(3):
+        mine, theirs = weights(teach(aligned, task)), weights(teach(plain, task))
+        names = ("head.weight", "head.bias")
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine if name not in names)
+        for kept, name in zip(aligned.plugins[1].trained, names, strict=True):
+            known = 2 * (task + 1) if task else 0  # two classes a task, and no alignment after the first
+            assert not any(torch.equal(*rows) for rows in zip(mine[name][:known], theirs[name][:known], strict=True))
+            assert torch.equal(mine[name][known:], theirs[name][known:])
+            assert torch.equal(kept, theirs[name])
+    assert aligned.plugins[1].statistics.classes.tolist() == list(range(6))
+    assert aligned.cell.protocol.class_statistics
+    assert not plain.cell.protocol.class_statistics
+
+
+def test_an_aligned_run_goes_on_as_if_never_stopped(begin: Any, teach: Any, weights: Any) -> None:
+    whole, fresh = (begin(InfLoRA(alignment_epochs=1), tasks=2, epochs=1) for _ in range(2))
+    fresh.unpack(teach(whole, 0).pack())
+    expected, found = weights(teach(whole, 1)), weights(teach(fresh, 1))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_alignment_needs_classes_that_come_once() -> None:
+    images, text = tiny.stream(tasks=1), tiny.text_stream(tasks=1)
+    assert InfLoRA().unsupported(text) is None
+    assert InfLoRA(alignment_epochs=1).unsupported(images) is None
+    assert "answers are open" in InfLoRA(alignment_epochs=1).unsupported(text)
+    twice = Stream((*images, replace(images.tasks[0], name="again")))
+    assert "comes in two tasks" in InfLoRA(alignment_epochs=1).unsupported(twice)
 
 
 def test_refuses_a_falling_share() -> None:

@@ -3,7 +3,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
+
 from clbench import tiny
+from clbench.methods.finetune import FineTune
 from clbench.methods.joint import Joint
 from clbench.strategy import Plugin
 
@@ -38,3 +41,12 @@ def test_only_the_last_row_is_scored(begin: Any, teach: Any) -> None:
     assert all(score is None for row in rows[:3] for score in row)
     assert all(score is not None for score in rows[3])
     assert len(run.state.costs) == 1
+
+
+def test_all_weights_can_learn(begin: Any, teach: Any, weights: Any) -> None:
+    assert (Joint().learning_rate, Joint(tuning="full").learning_rate) == (None, FineTune().learning_rate)
+    run = begin(Joint(tuning="full", learning_rate=1e-3))
+    before = weights(run)
+    after = weights(teach(run))
+    assert [name for name in after if torch.equal(after[name], before[name])] == []
+    assert not any("down" in name for name in after)

@@ -152,7 +152,10 @@ def test_the_flavour_of_text_says_where_it_cannot_be_used() -> None:
     assert "images come sorted by class" in str(after.unsupported(tiny.stream()))
 
 
-@pytest.mark.parametrize("method", [Replay(**SETTINGS), DERpp(buffer_samples=24, replay_batch=8)])
+@pytest.mark.parametrize(
+    "method",
+    [Replay(**SETTINGS), Replay(**SETTINGS, buffer_weight=1.0), DERpp(buffer_samples=24, replay_batch=8)],
+)
 def test_pieces_of_a_batch_bring_their_share_of_kept_rows(method: Any, begin_text: Any, teach: Any) -> None:
     run = begin_text(method, epochs=1, micro_batch=4)
     probe = Batches()

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chi2
+from torch.nn import functional as F
 
 from clbench import tiny
+from clbench.errors import BadValue
 from clbench.methods._buffer import Buffer
 from clbench.methods.replay import Replay
 from clbench.methods.seqlora import SeqLoRA
@@ -40,14 +42,43 @@ def test_every_sample_is_kept_equally_often(policy: Any) -> None:
     assert 1e-3 < chi2.sf(statistic * (samples - 1) / samples, samples - 1) < 1 - 1e-3
 
 
-@pytest.mark.parametrize("policy", ["class", "reservoir"])
+@pytest.mark.parametrize("policy", ["class", "task", "reservoir"])
 def test_never_above_its_size(policy: Any) -> None:
-    buffer, generator = Buffer(7, policy), torch.Generator().manual_seed(0)
+    buffer, generator = Buffer(21, policy), torch.Generator().manual_seed(0)
     for first in range(0, 40, 4):
         buffer.add(numbered(first, 4, 2), generator)
-        assert len(buffer) <= 7
+        assert len(buffer) <= 21
         assert len(set(buffer.inputs.flatten().tolist())) == len(buffer)
     assert buffer.passed == 40
+
+
+def test_a_buffer_smaller_than_its_classes_is_refused() -> None:
+    buffer, generator = Buffer(3, "class"), torch.Generator().manual_seed(0)
+    buffer.add(numbered(0, 4, 2), generator)
+    with pytest.raises(BadValue, match="buffer_samples is 3, less than one for each of 4 classes; give at least"):
+        buffer.add(numbered(10, 4, 2), generator)
+
+
+def test_a_buffer_smaller_than_the_stream_is_refused_before_training() -> None:
+    assert Replay(buffer_samples=6).unsupported(tiny.stream()) is None
+    assert "5, less than one for each of 6 classes" in str(Replay(buffer_samples=5).unsupported(tiny.stream()))
+    assert Replay(buffer_samples=5, policy="reservoir").unsupported(tiny.stream()) is None
+    assert Replay(buffer_samples=3, policy="task").unsupported(tiny.stream()) is None
+    assert "2, less than one for each of 3 tasks" in str(
+        Replay(buffer_samples=2, policy="task").unsupported(tiny.stream())
+    )
+    assert "2, less than one for each of 3 tasks" in str(Replay(buffer_samples=2).unsupported(tiny.text_stream()))
+
+
+def test_tasks_have_equal_quotas_however_many_classes_they_have() -> None:
+    buffer, generator = Buffer(13, "task"), torch.Generator().manual_seed(0)
+    for first, classes in ((0, 1), (20, 4), (40, 2)):
+        buffer.add(numbered(first, 20, classes), generator)
+    assert (buffer.inputs.flatten() // 20).bincount().tolist() == [4, 4, 4]  # one place is left over
+    again = Buffer(13, "task")
+    again.load_state(buffer.state())
+    again.add(numbered(60, 20, 2), generator)
+    assert (again.inputs.flatten() // 20).bincount().tolist() == [3, 3, 3, 3]
 
 
 def test_the_class_counts_differ_by_one_at_most(begin: Any, teach: Any) -> None:
@@ -116,3 +147,43 @@ def test_forgets_less_than_without_a_buffer(begin: Any, teach: Any) -> None:
         for method in (Replay(**SETTINGS), SeqLoRA(head_masking="seen"))
     ]
     assert kept[0] > kept[1]
+
+
+@pytest.mark.parametrize("nothing", [{"replay_batch": 0}, {"buffer_weight": 0.0}])
+def test_nothing_joined_is_the_baseline_to_the_bit(nothing: Any, begin: Any, teach: Any, weights: Any) -> None:
+    method = Replay(**{**SETTINGS, **nothing})
+    mine, plain = teach(begin(method)), teach(begin(SeqLoRA(head_masking="seen")))
+    assert method.resources().replay_batch == 0
+    assert mine.state.scores == plain.state.scores
+    own = weights(mine)
+    assert all(torch.equal(own[name], weight) for name, weight in weights(plain).items())
+
+
+def test_two_means_are_one_at_another_step_size(begin: Any, teach: Any, weights: Any) -> None:
+    learned = []
+    for weight, factor in ((None, 1.5), (0.5, 1.0)):  # 16 new samples and 8 kept ones: 3/2 (16 CE + 8 CE_buf) / 24
+        run = begin(Replay(**SETTINGS, buffer_weight=weight), optimizer="sgd", learning_rate=0.1)
+        teach(run, 0)
+        run.strategy.learning_rate *= factor
+        learned.append(weights(teach(run, 1)))
+    for name, weight in learned[0].items():
+        torch.testing.assert_close(weight, learned[1][name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("masking", "current"), [("seen", [0, 1, 2, 3]), ("current", [2, 3])])
+def test_the_kept_samples_have_their_own_mean(masking: Any, current: list[int], begin: Any, teach: Any) -> None:
+    run = teach(begin(Replay(**SETTINGS, head_masking=masking, buffer_weight=3.0)), 0)
+    plugin, found = run.plugins[0], []
+
+    class Losses(Plugin):
+        def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+            new = F.cross_entropy(strategy.mb_output[:, current], strategy.mb_y - current[0])
+            kept = F.cross_entropy(plugin.logits[:, :4], plugin.apart)
+            found.append((strategy.loss.item(), (new + 3 * kept).item(), len(strategy.mb_y), len(plugin.apart)))
+
+    run.strategy.plugins.append(Losses())
+    teach(run, 1)
+    assert len(found) == 12
+    for loss, expected, new, kept in found:
+        assert (new, kept) == (16, 8)
+        assert loss == pytest.approx(expected, rel=1e-5)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from clbench import tiny
+from clbench.errors import BadValue
 from clbench.methods.sapt import SAPT, TaskAttention, drift
 from clbench.methods.seqlora import SeqLoRA
 
@@ -103,6 +105,16 @@ def test_exemplars_are_few_and_as_many_of_each_task(begin: Any, teach: Any) -> N
     for kept in plugin.features[plugin.owner == 0]:
         assert (every - kept).abs().amax(1).min() < 1e-5  # the features of one of its training samples
     assert [len(stored) for stored in plugin.stored] == [1, 2, 3]
+
+
+def test_fewer_exemplars_than_tasks_are_refused(begin: Any, teach: Any) -> None:
+    few = SAPT(arm="exemplar", exemplars=2)
+    assert few.unsupported(tiny.stream(tasks=2)) is None
+    assert "exemplars is 2, less than one for each of 3 tasks" in str(few.unsupported(tiny.stream()))
+    assert SAPT(exemplars=2).unsupported(tiny.stream()) is None
+    run = teach(begin(SAPT(arm="exemplar", exemplars=1)), 0)
+    with pytest.raises(BadValue, match="exemplars is 1, less than one for each of 2 tasks"):
+        teach(run, 1)
 
 
 def test_without_reflection_nothing_of_the_samples_is_kept(begin: Any, teach: Any) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from clbench.adapters.lora import LoRALinear
@@ -46,6 +47,25 @@ def test_masking_leaves_the_old_rows_of_the_head_alone(begin: Any, teach: Any, w
             assert torch.equal(before[name][:2], after[name][:2]) is same
             assert not torch.equal(before[name][2:4], after[name][2:4])
             assert torch.equal(before[name][4:], after[name][4:])  # classes not seen yet
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [{"weight_decay": 0.1}, {"carry_optimizer": True}, {"optimizer": "sgd", "weight_decay": 0.1}],
+    ids=lambda recipe: " ".join(recipe),
+)
+def test_neither_decay_nor_momentum_moves_the_old_rows(
+    recipe: dict[str, Any], begin: Any, teach: Any, weights: Any
+) -> None:
+    run = begin(SeqLoRA(), tasks=2, epochs=1, **recipe)
+    start = weights(run)
+    learned = weights(teach(run, 0))
+    after = weights(teach(run, 1))
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(start[name][2:], learned[name][2:])
+        assert not torch.equal(start[name][:2], learned[name][:2])
+        assert torch.equal(learned[name][:2], after[name][:2])
+        assert not torch.equal(learned[name][2:4], after[name][2:4])
 
 
 def test_forgets_more_without_the_mask(begin: Any, teach: Any) -> None:

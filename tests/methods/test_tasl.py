@@ -122,3 +122,12 @@ def test_all_to_the_new_is_one_lora_to_the_bit(begin: Any, teach: Any) -> None:
     theirs = dict(plain.model.named_parameters())
     for name, weight in run.model.named_parameters():
         assert torch.equal(weight, theirs[name]), name
+
+
+@pytest.mark.parametrize("units", ["matrix", "rank1"])
+def test_equal_weights_are_a_fixed_point(units: Any, begin: Any, teach: Any) -> None:
+    run = teach(begin(TaSL(units=units)), 0)
+    before = run.plugins[0]._flat().clone()
+    run.strategy.learning_rate = 1e-20
+    teach(run, 1)
+    assert torch.equal(run.plugins[0]._flat(), before)

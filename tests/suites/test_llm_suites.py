@@ -47,6 +47,12 @@ def test_every_row_can_be_built(name: str) -> None:
         assert len(row.recipe.task_epochs) in (0, len(suite.recipe.task_epochs))
 
 
+def test_defaults_meant_for_images_are_others_on_text() -> None:
+    rows = {row.method.name: row.method for row in catalog.rows(catalog.suite("trace"), ["inflora", "sd-lora"], {})}
+    assert rows["inflora"].model_dump()["projections"] == ("q", "v")
+    assert rows["sd-lora"].model_dump()["magnitude_rate"] == 10
+
+
 def test_the_passes_are_those_of_the_scripts() -> None:
     suite = catalog.suite("trace")
     assert list(_trace.TASKS)[2] == "MeetingBank"
