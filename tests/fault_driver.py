@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
@@ -106,7 +107,7 @@ class Forked:
 
 
 def fork_workers(hung: str) -> None:
-    """Workers are forked; hours pass for whoever waits for them as soon as there is a file `hung`."""
+    """Workers are forked; hours pass for whoever waits for them with each byte of the file `hung`."""
     from clbench import child
     from clbench.executors import driver
 
@@ -114,7 +115,11 @@ def fork_workers(hung: str) -> None:
         Popen=Forked, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
     )
     child.Child.stop.__defaults__ = (0.5,)  # seconds of grace
-    driver.Driver.__init__.__defaults__ = (None, lambda: time.monotonic() + 1e5 * os.path.exists(hung))  # noqa: PTH110
+
+    def later() -> float:
+        return time.monotonic() + 1e5 * (Path(hung).stat().st_size if Path(hung).exists() else 0)
+
+    driver.Driver.__init__.__defaults__ = (None, later)
 
 
 def run_child(order: dict[str, Any]) -> int:

@@ -333,7 +333,10 @@ def test_a_worker_hangs(server: Server, whole: Whole, tmp_path: Path, moment: in
     worker = worker_of(driver)
     if stopped := computed(worker, draw("hang", moment).uniform(0.02, whole.cpu)):
         os.kill(worker, signal.SIGSTOP)
-        hung.touch()
+        while computed(worker, 0):  # hours pass, again and again: what it has said may not have been heard yet
+            with hung.open("a") as hours:
+                hours.write(".")
+            time.sleep(0.5)
     code = driver.end()
     late = "took longer than the 36000 seconds of --timeout and was ended" in driver.said()
     assert code == int(late), driver.said()
