@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -176,6 +176,23 @@ def test_markup_in_names_is_text() -> None:
     assert [tag for tag, _ in seen.found if tag in ("script", "title")].count("script") == 8 + 2
     assert "49" not in "".join(re.findall(r"bold&lt;/b&gt; (.*?) &lt;/script", text))
     assert "alert(1)" in " ".join(seen.words)
+
+
+def test_every_row_stands_in_the_legend() -> None:
+    (section,) = sections([run(f"method-{m}") for m in range(37)])
+    curves, *_ = figures(section.series, palette.styles({row.label: row.name for row in section.series}, []))
+    spec = {name: part for name, part in curves.chart.to_dict().items() if name != "config"}
+    legends = list(_parts(spec, "legend"))
+    assert legends
+    assert {(legend["symbolLimit"], legend["columns"]) for legend in legends} == {(0, 3)}
+
+
+def _parts(spec: Any, key: str) -> Iterator[Any]:
+    """What stands under `key` anywhere in a chart's specification."""
+    if isinstance(spec, dict):
+        yield from (value for name, value in spec.items() if name == key and isinstance(value, dict))
+    for below in spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ():
+        yield from _parts(below, key)
 
 
 def test_published_figures_and_further_marks_stand_on_the_page() -> None:

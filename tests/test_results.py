@@ -43,7 +43,7 @@ def mean(records: list[Record], metric: str) -> float:
 @pytest.mark.parametrize("suite", ["quick", "glyphs", *ABLATIONS])
 def test_every_contender_has_at_least_three_finished_seeds_of_today(suite: str) -> None:
     rows, found = published(suite), catalog.suite(suite)
-    assert {(row.method.name, row.variant) for row in catalog.rows(found, [], {})} == set(rows)
+    assert {(row.method.name, row.variant) for row in catalog.rows(found, [], {})} <= set(rows)
     for records in rows.values():
         assert {record.seed for record in records} >= SEEDS
         assert {record.status for record in records} == {"done"}
@@ -88,6 +88,12 @@ def test_the_glyphs_suite_tells_methods_apart() -> None:
     rows = published("glyphs")
     assert 0.60 <= mean(rows["ncm", ""], "average_accuracy") <= 0.85
     assert mean(rows["joint", ""], "average_accuracy") >= 0.90
+
+
+def test_every_method_for_images_is_published_on_glyphs() -> None:
+    stream = catalog.suite("tiny").stream()
+    images = {name for name in catalog.methods() if catalog.method_type(name).cls().unsupported(stream) is None}
+    assert {method for method, _ in published("glyphs")} == images
 
 
 def spread(records: list[Record]) -> float:

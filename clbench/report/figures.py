@@ -28,6 +28,8 @@ WIDE = 20
 """Seconds are drawn on a logarithmic scale where the slowest is so many times the fastest."""
 GALLERY = ("curves", "pareto", "forgetting", "cost")
 
+_LEGEND_ROWS = 18
+"""As many as are as high as a chart."""
 _FREE = alt.Scale(zero=False)
 _CONFIG = alt.Config(
     font="system-ui, sans-serif",
@@ -115,7 +117,10 @@ def _styled(
     same: dict[str, Any] = {
         "title": None,
         "sort": None,
-        "legend": alt.Legend(symbolOpacity=1, symbolStrokeWidth=outline),
+        # Without a limit, Vega hides what comes after the thirtieth row.
+        "legend": alt.Legend(
+            symbolOpacity=1, symbolStrokeWidth=outline, symbolLimit=0, columns=-(-len(rows) // _LEGEND_ROWS)
+        ),
     }
 
     def scale(values: Sequence[Any]) -> alt.Scale:
