@@ -1,14 +1,17 @@
-"""Memory: what learning a suite of text will need, told from shapes before any weights are read.
+"""Memory: what learning a suite will need, told from shapes before any weights are read.
 
 The model is built without numbers (PyTorch's fake tensors), the method's adapters are attached to it, and one pass
-over a micro-batch of the longest rows that the recipe allows is made to see what it keeps for the gradient. Weights,
-adapters, gradients and optimiser are exact. Activations are an estimate: shorter rows keep less, kernels need room of
-their own, and devices differ in what their attention keeps. What a method adds later (copies of merged weights,
-gradients of past tasks) is not foreseen.
+over a micro-batch, of images or of the longest rows that the recipe allows, is made to see what it keeps for the
+gradient. Weights, adapters, gradients and optimiser are exact. Activations are an estimate: shorter rows keep less,
+kernels need room of their own, and devices differ in what their attention keeps. What a method adds later (passes of
+its own over kept samples, copies of the model or of merged weights, gradients of past tasks, adapters that grow with
+the tasks) is not foreseen.
 """
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from clbench import backbones
-from clbench.backbones.language import LanguageModel
 from clbench.errors import NotAvailable
 from clbench.method import Method, Workbench
-from clbench.padding import PROMPT
+from clbench.model import Classifier, Extent
 from clbench.plan import Row
 from clbench.recipe import Recipe
 from clbench.suite import Suite
 
 MIB = 2**20
-PACKED = 0.5 + (1 + 4 / 256) / 64
-"""Bytes of a weight in four bits: half a byte, a byte of scale for 64 of them, and four for 256 scales."""
-TITLE = "Memory in MiB, forecast from shapes; activations are an estimate for the longest rows of a micro-batch:"
+TITLE = "Memory in MiB, forecast from shapes; activations are an estimate for the largest micro-batch:"
 HEADS: tuple[str, ...] = (
     *("method", "weights", "adapters", "gradients", "optimiser", "activations", "together"),
     *("answering", "kept rows", "growth a task"),
@@ -48,9 +50,10 @@ class Forecast:
     optimiser: int
     activations: int
     answering: int
-    """Keys and values of one batch of the longest questions with their answers; takes the place of activations."""
+    """In the place of activations: of text the keys and values of one batch of the longest questions with their
+    answers; of images, of which no pass keeps anything for another, the most that the pass of a batch holds at once."""
     kept_rows: int
-    """Of past tasks, in the processor's memory."""
+    """Of past tasks, in the processor's memory; images as the transform gives them, a byte a pixel and colour."""
     growth: int
     """What the method declares to add at most with each task."""
 
@@ -63,22 +66,22 @@ class Forecast:
 def told(suite: Suite, rows: Sequence[Row], processes: int = 1) -> tuple[list[tuple[str, ...]], list[str]]:
     """A head and a line for each method, in MiB, and a sentence for each that nothing can be told of.
 
-    Where `processes` share each batch, for one of them. No lines where the backbone has no outline. Raises NotAvailable
-    where its configuration cannot be had.
+    Where `processes` share each batch, for one of them. Raises NotAvailable where the backbone's configuration cannot
+    be had, and what making the stream raises where classes must be counted.
     """
     lines, reasons = [HEADS], list[str]()
+    classes = functools.cache(lambda: suite.stream().classes)
     for row in rows:
         own = ", ".join(word for word in row.variant.split(", ") if not word.startswith("recipe."))  # those of all rows
         name = f"{row.method.name} ({own})" if own else row.method.name
         try:
-            found = forecast(suite, row.method, _of_each(row.recipe or suite.recipe, processes))
+            found = forecast(suite, row.method, _of_each(row.recipe or suite.recipe, processes), classes)
         except NotAvailable:
             raise
         except Exception as error:  # whatever a method may raise where there are no numbers
-            reasons.append(f"{name}: nothing can be told before it runs ({str(error).partition(chr(10))[0]})")
+            why = str(error).partition("\n")[0] or type(error).__name__
+            reasons.append(f"{name}: nothing can be told before it runs ({why})")
             continue
-        if found is None:
-            return [], []
         lines.append((name, *_shown(found)))
     return lines, reasons
 
@@ -88,32 +91,31 @@ def _shown(found: Forecast) -> list[str]:
     return [*(f"{getattr(found, name) / MIB:,.1f}" for name in names), f"<= {found.growth / MIB:,.1f}"]
 
 
-def forecast(suite: Suite, method: Method, recipe: Recipe) -> Forecast | None:
-    """What `method` will need on the suite's backbone; None where that has no outline.
+def forecast(suite: Suite, method: Method, recipe: Recipe, classes: Callable[[], int]) -> Forecast:
+    """What `method` will need on the suite's backbone; `classes()`, asked for a head, counts those of the stream.
 
     Raises NotAvailable where the backbone's configuration cannot be had, and what the method raises where it cannot
     be put on this backbone.
     """
     precision, nowhere = _precision(recipe), torch.device("meta")
-    with nowhere:
-        model = backbones.outline(suite.backbone, precision, suite.remote_code)
-    if model is None:
-        return None
+    model = backbones.outline(suite.backbone, precision, classes, suite.remote_code)
     model.freeze_body()
     backbone = list(model.body.parameters())
     method.plugins(Workbench(model, recipe, nowhere, max(1, len(recipe.task_epochs)), 0))
-    trained, kept = model.trainable(), method.resources()
-    rows, tokens = _rows(recipe, kept.replay_batch), _tokens(recipe)
-    return Forecast(
-        weights=_bytes(backbone) - _saved(model, precision),
-        adapters=_bytes([p for p in trained if not any(p is other for other in backbone)]),
-        gradients=_bytes(trained),
-        optimiser=_optimiser(trained, recipe),
-        activations=_activations(model, recipe, rows, tokens) if trained else 0,
-        answering=2 * model.depth * model.prefix_width * tokens * recipe.eval_batch_size * precision.itemsize,
-        kept_rows=kept.buffer_samples * (2 * tokens + recipe.answer_tokens) * torch.int64.itemsize,
-        growth=round(kept.stored_mib_per_task * MIB),
-    )
+    trained, kept = model.trainable() if method.schedule != "none" else [], method.resources()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _on_the_processor(model)
+        extent = model.extent(recipe, _samples(recipe, kept.replay_batch))
+        return Forecast(
+            weights=_bytes(backbone) - extent.spared_bytes,
+            adapters=_bytes([p for p in trained if not any(p is other for other in backbone)]),
+            gradients=_bytes(trained),
+            optimiser=_optimiser(trained, recipe),
+            answering=_answering(model, recipe),
+            activations=_activations(model, recipe, extent) if trained else 0,
+            kept_rows=kept.buffer_samples * _bytes([extent.inputs[0], extent.targets[:1]]),
+            growth=round(kept.stored_mib_per_task * MIB),
+        )
 
 
 def _of_each(recipe: Recipe, processes: int) -> Recipe:
@@ -128,26 +130,14 @@ def _precision(recipe: Recipe) -> torch.dtype:
     return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
 
 
-def _rows(recipe: Recipe, kept: int) -> int:
+def _samples(recipe: Recipe, kept: int) -> int:
     """In one pass; kept ones are shared out over the passes of a batch."""
     own = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
     return own - (-kept * own // recipe.batch_size)
 
 
-def _tokens(recipe: Recipe) -> int:
-    return recipe.prompt_tokens + recipe.answer_tokens
-
-
 def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _saved(model: LanguageModel, precision: torch.dtype) -> int:
-    """How many bytes fewer the linear layers of the blocks take where they are held in four bits."""
-    if not model.four_bits:
-        return 0
-    layers = [layer for _, block in model.blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
-    return round(sum(layer.weight.numel() for layer in layers) * (precision.itemsize - PACKED))
 
 
 def _optimiser(trained: Sequence[nn.Parameter], recipe: Recipe) -> int:
@@ -157,22 +147,41 @@ def _optimiser(trained: Sequence[nn.Parameter], recipe: Recipe) -> int:
     return 2 * _bytes(trained) + torch.float32.itemsize * len(trained)
 
 
-def _activations(model: LanguageModel, recipe: Recipe, rows: int, tokens: int) -> int:
-    """What one pass keeps for the gradient; with checkpointing each block's input, and once what a block keeps."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        _on_the_processor(model)
-        blocks = [block for _, block in model.blocks]
-        seen = _Seen({p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())})
-        for index, block in enumerate(blocks):
-            seen.watch(index, block)
-        model.train()
-        model.span = recipe.answer_tokens
-        _lose(model, recipe, rows, tokens, seen)
-    inside = [seen.bytes(index) for index in range(len(blocks))]
-    if not recipe.checkpointing:
-        return seen.bytes(None) + sum(inside)
-    inputs = len(blocks) * rows * tokens * model.width * _precision(recipe).itemsize
-    return seen.bytes(None) + inputs + max(inside)
+def _activations(model: Classifier, recipe: Recipe, extent: Extent) -> int:
+    """What one pass keeps for the gradient; of what is computed again the inputs, and once what a part of it keeps."""
+    seen = _Seen(_own(model))
+    for index, part in enumerate(extent.recomputed):
+        seen.watch(index, part)
+    model.train()
+    allowed = torch.ones(model.classes, dtype=torch.bool)
+    with torch.autograd.graph.saved_tensors_hooks(seen.keep, lambda tensor: tensor):
+        with _lower(recipe):
+            logits = model(extent.inputs)
+        model.losses(logits.float(), extent.targets, allowed).mean()
+    inside = [seen.bytes(index) for index in range(len(extent.recomputed))]
+    return seen.bytes(None) + seen.entered + max(inside, default=0)
+
+
+def _answering(model: Classifier, recipe: Recipe) -> int:
+    """What a batch of test samples takes."""
+    extent = model.extent(recipe, recipe.eval_batch_size)
+    if extent.cached_tokens:
+        numbers = 2 * model.depth * model.prefix_width * extent.cached_tokens * recipe.eval_batch_size
+        return numbers * _precision(recipe).itemsize
+    model.eval()
+    alive = _Alive(_own(model))
+    with alive, torch.no_grad(), _lower(recipe):
+        model(extent.inputs)
+    return alive.most
+
+
+def _own(model: nn.Module) -> set[int]:
+    """The storages of its weights and buffers."""
+    return {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+
+
+def _lower(recipe: Recipe) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
 def _on_the_processor(model: nn.Module) -> None:
@@ -189,44 +198,66 @@ def _on_the_processor(model: nn.Module) -> None:
             module._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype) if twin is None else twin.detach()
 
 
-def _lose(model: LanguageModel, recipe: Recipe, rows: int, tokens: int, seen: _Seen) -> None:
-    """A pass over rows of `tokens` tokens and their loss, as a strategy makes them."""
-    inputs = torch.full((rows, 2, tokens), PROMPT)
-    targets = torch.zeros(rows, recipe.answer_tokens, dtype=torch.int64)
-    allowed = torch.ones(model.classes, dtype=torch.bool)
-    lower = torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16")
-    with torch.autograd.graph.saved_tensors_hooks(seen.keep, lambda tensor: tensor):
-        with lower:
-            logits = model(inputs)
-        model.losses(logits.float(), targets, allowed).mean()
-
-
 class _Seen:
-    """The storages that are kept for the gradient, by the block that keeps them first."""
+    """The storages that are kept for the gradient, by the part of the model that keeps them first."""
 
     def __init__(self, known: set[int]) -> None:
         self.known = known
-        self.block: int | None = None
+        self.part: int | None = None
         self.kept: dict[int, tuple[int | None, torch.UntypedStorage]] = {}
+        self.entered = 0
+        """Bytes of the inputs of parts."""
 
-    def watch(self, index: int, block: nn.Module) -> None:
-        """Note when the pass is in a block."""
-        block.register_forward_pre_hook(self._at(index))
-        block.register_forward_hook(self._at(None))
+    def watch(self, index: int, part: nn.Module) -> None:
+        """Note when the pass is in a part, and what it came in with."""
 
-    def _at(self, index: int | None) -> Callable[..., None]:
-        def note(*args: Any) -> None:
-            self.block = index
+        def enter(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self.part = index
+            if torch.is_grad_enabled():
+                self.entered += _bytes([next(value for value in (*args, *named.values()) if isinstance(value, Tensor))])
 
-        return note
+        def leave(*args: Any) -> None:
+            self.part = None
+
+        part.register_forward_pre_hook(enter, with_kwargs=True)
+        part.register_forward_hook(leave)
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Note a tensor's storage, which stays alive so that no other takes its place."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self.known:
-            self.kept.setdefault(storage._cdata, (self.block, storage))
+            self.kept.setdefault(storage._cdata, (self.part, storage))
         return tensor
 
-    def bytes(self, block: int | None) -> int:
-        """Of one block; None: outside of all."""
-        return sum(storage.nbytes() for where, storage in self.kept.values() if where == block)
+    def bytes(self, part: int | None) -> int:
+        """Of one part; None: outside of all."""
+        return sum(storage.nbytes() for where, storage in self.kept.values() if where == part)
+
+
+class _Alive(TorchDispatchMode):
+    """How many bytes of what operations give are there at the same time, at most, without what is `known`."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known = known
+        self.now, self.most = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return made
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size

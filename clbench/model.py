@@ -59,6 +59,20 @@ class Prefixer(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """The largest batch that a recipe allows, and what shapes do not tell of the memory that a model takes for it."""
+
+    inputs: Tensor
+    targets: Tensor
+    recomputed: Sequence[nn.Module] = ()
+    """Of these the inputs alone are kept for the gradient; the rest is computed once more, in one at a time."""
+    cached_tokens: int = 0
+    """Of how many tokens of a sample keys and values are kept while it is answered."""
+    spared_bytes: int = 0
+    """How many bytes fewer than shapes say the backbone's weights take."""
+
+
 class Head(nn.Module):
     """A linear classifier whose rows do not depend on how many classes there are.
 
@@ -133,6 +147,10 @@ class Classifier(nn.Module, ABC):
     @abstractmethod
     def read(self, stream: Stream, recipe: Recipe) -> Stream:
         """The stream in the form in which this model takes it."""
+
+    @abstractmethod
+    def extent(self, recipe: Recipe, samples: int) -> Extent:
+        """For a forecast of memory: what so many samples come to; their numbers mean nothing."""
 
     @abstractmethod
     def begin(self, task: Task) -> None:

@@ -16,6 +16,7 @@ from clbench.exam import Exam, Outcomes
 from clbench.featurecache import FeatureCache
 from clbench.files import explain, set_aside, write_atomically
 from clbench.filing import failure, reason, record_of
+from clbench.marking import SCORE
 from clbench.meter import Meter, stopwatch, tensor_bytes
 from clbench.method import Workbench
 from clbench.origin import device_name, versions
@@ -203,7 +204,7 @@ class Run:
         """Take back what `pack` gave; returns how many lessons are finished.
 
         Plugins come first, so that one whose model grows can rebuild what the tensors belong to.
-        Raises ValueError where the content is torn or cannot give the result of an uninterrupted run.
+        Raises ValueError where the content is torn or altered, or cannot give the result of an uninterrupted run.
         """
         packed = checkpoint.unpack(content)
         if packed["key"] != self.cell.key:
@@ -238,7 +239,7 @@ class Run:
     def short(self) -> shortage.Facts:
         """What is known of a shortage of memory just met; `then` {} where nothing less can be taken."""
         recipe, task = self.strategy.recipe, max(0, self.strategy.task_index)
-        facts = shortage.noted(self.cell, recipe, self.device, task, self.doing)
+        facts = shortage.noted(self.cell, self.stream, recipe, self.device, task, self.doing)
         return {**facts, "then": shortage.less(self.cell, recipe, self.doing)}
 
     def _made_by(self) -> dict[str, str]:
@@ -259,10 +260,12 @@ class Run:
         audit = self.audit()
         if checkpoint.sha256(self.learned()) != weights:
             raise LeakError(f"{self.cell.method.name} changed what it has learned while it answered test examples.")
+        floors = self.exam.marker.floors()
         return {
             "scores": tuple(tuple(row) for row in self.state.scores),
             "other_scores": {name: tuple(map(tuple, rows)) for name, rows in self.state.other_scores.items()},
-            "floors": self.exam.marker.floors(),
+            "floors": floors.pop(SCORE, ()),
+            "other_floors": floors,
             "router_accuracy": self.state.router(),
             "costs": tuple(self.state.costs),
             "audit": audit,

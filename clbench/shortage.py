@@ -11,6 +11,7 @@ import torch
 
 from clbench.plan import Cell
 from clbench.recipe import Recipe
+from clbench.stream import Stream
 
 MIB = 2**20
 ADVICE = "lower recipe.batch_size or recipe.eval_batch_size, or free the device of other programs."
@@ -26,7 +27,7 @@ def is_one(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def noted(cell: Cell, recipe: Recipe, device: torch.device, task: int, doing: Doing) -> Facts:
+def noted(cell: Cell, stream: Stream, recipe: Recipe, device: torch.device, task: int, doing: Doing) -> Facts:
     """The facts of a shortage in task `task` (from 0), met while it was taught by `recipe`; without `then`."""
     on_gpu = device.type == "cuda"
     return {
@@ -36,7 +37,7 @@ def noted(cell: Cell, recipe: Recipe, device: torch.device, task: int, doing: Do
         "eval_batch_size": recipe.eval_batch_size,
         "peak_mib": round(torch.cuda.max_memory_allocated(device) / MIB, 1) if on_gpu else None,
         "device_mib": round(torch.cuda.get_device_properties(device).total_memory / MIB, 1) if on_gpu else None,
-        "forecast_mib": _forecast_mib(cell, recipe),
+        "forecast_mib": _forecast_mib(cell, stream, recipe),
     }
 
 
@@ -44,13 +45,12 @@ def _at_once(recipe: Recipe) -> int:
     return min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
 
 
-def _forecast_mib(cell: Cell, recipe: Recipe) -> float | None:
+def _forecast_mib(cell: Cell, stream: Stream, recipe: Recipe) -> float | None:
     """What learning was forecast to need, from shapes alone, see `clbench.memory`."""
     from clbench import memory  # builds the model once more, without its numbers
 
     with contextlib.suppress(Exception):  # whatever a method may raise where there are none
-        found = memory.forecast(cell.suite, cell.method, recipe)
-        return round(found.together / MIB, 1) if found is not None else None
+        return round(memory.forecast(cell.suite, cell.method, recipe, lambda: stream.classes).together / MIB, 1)
     return None
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -68,6 +69,33 @@ def test_torn_and_foreign_bytes_are_refused() -> None:
     for content in [*torn, *foreign, b"{}" * 50]:
         with pytest.raises(ValueError, match="no checkpoint"):
             unpack(content)
+
+
+def test_no_byte_can_be_altered_unnoticed() -> None:
+    """But for what says the same in other bytes, as white space does."""
+    state, draws = {"a": torch.arange(40.0), "b": [torch.ones(3, dtype=torch.bool), 0.5, "x"]}, random.Random(0)
+
+    def refused(content: bytes) -> bool:
+        try:
+            back = unpack(content)
+        except ValueError:
+            return True
+        assert same(back, state)
+        return False
+
+    whole = pack(state)
+    first = 8 + int.from_bytes(whole[:8], "little")  # byte of the tensors
+    assert not refused(whole)
+    for place, byte in enumerate(whole):
+        altered = whole[:place] + bytes([byte ^ draws.randrange(1, 256)]) + whole[place + 1 :]
+        assert refused(altered) or place < first
+
+
+def test_a_file_without_a_hash_is_no_checkpoint() -> None:
+    from safetensors.torch import save
+
+    with pytest.raises(ValueError, match="does not have the hash"):
+        unpack(save({}, metadata={"state": '{"__dict__": []}'}))
 
 
 @pytest.mark.parametrize(

@@ -249,17 +249,24 @@ def test_the_store_can_only_be_read(server: Server, whole: Whole, tmp_path: Path
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_checkpoint_is_cut_off(server: Server, whole: Whole, tmp_path: Path, moment: int) -> None:
-    draws = draw("truncated", moment)
+@pytest.mark.parametrize("how", ["truncated", "altered"])
+def test_a_checkpoint_is_spoiled(server: Server, whole: Whole, tmp_path: Path, how: str, moment: int) -> None:
+    """Cut off anywhere, or one byte of a tensor is another."""
+    draws = draw(how, moment)
     count = draws.choice([n for n in range(1, TASKS * len(METHODS) + 1) if n % TASKS])
     child = server.compare(tmp_path, die=["task_done", count])
     assert child.end() == -signal.SIGKILL
     (path,) = tmp_path.rglob("*.safetensors")
-    os.truncate(path, draws.randrange(path.stat().st_size))
-    torn = path.read_bytes()
+    if how == "truncated":
+        os.truncate(path, draws.randrange(path.stat().st_size))
+    else:
+        content = bytearray(path.read_bytes())
+        content[draws.randrange(8 + int.from_bytes(content[:8], "little"), len(content))] ^= draws.randrange(1, 256)
+        path.write_bytes(content)
+    spoiled = path.read_bytes()
     goes_on(server, tmp_path, whole, repeats=2)
     (aside,) = tmp_path.rglob("*.aside-*")
-    assert aside.read_bytes() == torn
+    assert aside.read_bytes() == spoiled
     assert "checkpoint_set_aside" in {line["event"] for line in lines(aside.parents[1] / "log.jsonl")}
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from clbench import catalog, executors, plan
+from clbench import catalog, executors, plan, tiny
 from clbench.cli import app
 from clbench.errors import BadValue, NotAvailable, UnknownName
 from clbench.executors.needs import needs
@@ -203,12 +203,18 @@ def test_a_cell_needs_what_was_measured_or_else_what_is_forecast() -> None:
     on_gpu = Record.example().origin.model_copy(update={"device_kind": "cuda"})
     card = first.protocol.model_dump(mode="json")
     facts = {"suite": "tiny-text", "method": first.method.name, "protocol": card, "costs": tuple(costs[:2])}
-    found = needs([*text, *images], [Record.example(origin=on_gpu, **facts), Record.example(**facts)])
+    records = [Record.example(origin=on_gpu, **facts), Record.example(**facts)]
+    found = needs([*text, *images], tiny.stream(tasks=2), records)
     assert found[first.key] == 700 * MIB
-    forecast = found[text[1].key]
-    assert forecast is not None
-    assert 0 < forecast < CONTEXT_BYTES
-    assert {found[image.key] for image in images} == {None}
+    for cell in (text[1], *images):
+        forecast = found[cell.key]
+        assert forecast is not None
+        assert 0 < forecast < CONTEXT_BYTES
+
+
+def test_a_cell_of_which_nothing_can_be_told_has_a_card_to_itself() -> None:
+    cell = replace(cells("tiny-text", "icl")[0], suite=tiny.tiny)  # a method for text
+    assert needs([cell], tiny.stream(tasks=2), []) == {cell.key: None}
 
 
 # what a worker is told

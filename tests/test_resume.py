@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -221,6 +222,13 @@ def without_a_tensor(content: bytes) -> bytes:
     return checkpoint.pack(state)
 
 
+def altered(content: bytes, seed: int) -> bytes:
+    """With one byte of a tensor changed."""
+    draws, header = random.Random(seed), 8 + int.from_bytes(content[:8], "little")
+    place = draws.randrange(header, len(content))
+    return content[:place] + bytes([content[place] ^ draws.randrange(1, 256)]) + content[place + 1 :]
+
+
 SPOILED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "torn": (lambda content: content[: len(content) // 2], "no checkpoint"),
     "empty": (lambda content: b"", "no checkpoint"),
@@ -229,6 +237,9 @@ SPOILED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "of another cell": (lambda content: with_changes(content, key="other"), "of another cell"),
     "of another version": (lambda content: with_changes(content, made_by={"torch": "1.0"}), "made by"),
     "without a tensor": (without_a_tensor, "tensors are not those"),
+    "altered": (lambda content: altered(content, 0), "does not have the hash"),
+    "altered elsewhere": (lambda content: altered(content, 1), "does not have the hash"),
+    "altered at the end": (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "does not have the hash"),
 }
 
 

@@ -225,7 +225,7 @@ def test_no_memory_is_said_plainly(error: Exception) -> None:
     def run_out(strategy: Strategy) -> None:
         raise error
 
-    assert failure(probe(run_out)).startswith("out of memory while learning task 1; lower recipe.batch_size")
+    assert failure(probe(run_out)).startswith("out of memory while learning task 1 (forecast 0 MiB); lower recipe.bat")
 
 
 def test_a_loss_that_is_no_number_fails_the_cell() -> None:

@@ -125,10 +125,10 @@ def test_unasked_it_fails_and_says_what_could_be_done(limit: Callable[..., None]
     limit(5, task=1)
     record = finish(cell_of(suite_with()), folder)
     assert record.status == "failed"
-    assert str(record.reason).startswith("out of memory while learning task 2; lower recipe.batch_size")
+    assert str(record.reason).startswith("out of memory while learning task 2 (forecast 0 MiB); lower recipe.batch")
     assert "--retry-oom N" in str(record.reason)
     assert record.notes["out_of_memory"][0]["micro_batch"] == 16
-    assert record.notes["out_of_memory"][0]["forecast_mib"] is None  # nothing can be told of images
+    assert record.notes["out_of_memory"][0]["forecast_mib"] > 0
     assert folder.checkpoint_path.exists()
 
 

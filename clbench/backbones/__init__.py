@@ -5,6 +5,7 @@ A backbone is named `[FAMILY:]NAME[@PATH]`: a listed name, or one of a family's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +15,6 @@ from clbench.errors import BadValue, UnknownName
 if TYPE_CHECKING:
     import torch
 
-    from clbench.backbones.language import LanguageModel
     from clbench.model import Classifier
 
 CONTENTS: dict[str, Entry] = {
@@ -37,7 +37,7 @@ CONTENTS: dict[str, Entry] = {
     "gemma-2b-it": Entry("clbench.backbones.causal:GEMMA_2B", "google/gemma-2b-it"),
     "mistral-7b-instruct": Entry("clbench.backbones.causal:MISTRAL_7B", "mistralai/Mistral-7B-Instruct-v0.3"),
     "cifar-vit": Entry(
-        "clbench.backbones.tags:CIFAR_VIT", "ViT, 2.7 M weights, 32x32; weights by cifar-vit@PATH, none shipped"
+        "clbench.backbones.tags:CIFAR_VIT", "ViT, 1.2 M weights, 32x32; weights by cifar-vit@PATH, none shipped"
     ),
     "vit-b16-in21k": Entry(
         "clbench.backbones.tags:VIT_B16_IN21K",
@@ -91,6 +91,10 @@ class Source(Protocol):
         """The classifier with one of `WEIGHTS`."""
         ...
 
+    def outline(self, precision: torch.dtype, classes: Callable[[], int]) -> Classifier:
+        """The classifier on the device `meta`; its weights are not read."""
+        ...
+
 
 def build(
     name: str,
@@ -110,13 +114,13 @@ def build(
     return _source(name, remote_code).build(classes, seed, normalisation=normalisation, weights=weights)
 
 
-def outline(name: str, precision: torch.dtype, remote_code: bool = False) -> LanguageModel | None:
-    """The backbone called `name` without its weights, which are never read: for the tensors of PyTorch's fake mode.
+def outline(name: str, precision: torch.dtype, classes: Callable[[], int], remote_code: bool = False) -> Classifier:
+    """The backbone called `name` without its weights, which are never read: all its tensors are on the device `meta`.
 
-    None where its source has no outline. Raises NotAvailable where not even its configuration can be had.
+    `classes()`: the rows of its head, asked for where it gets one. Raises NotAvailable where not even its
+    configuration can be had, and what `build` raises for an architecture that it refuses.
     """
-    make = getattr(_source(name, remote_code), "outline", None)
-    return None if make is None else make(precision)
+    return _source(name, remote_code).outline(precision, classes)
 
 
 def weights_sha256(name: str, weights: str = "default", remote_code: bool = False) -> str:

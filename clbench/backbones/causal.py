@@ -131,7 +131,7 @@ class HubSource:
                 raise NotAvailable(f"'{folder}' {reason}.") from error
         return LanguageModel(body, tokenizer)
 
-    def outline(self, precision: torch.dtype) -> LanguageModel:
+    def outline(self, precision: torch.dtype, classes: Callable[[], int]) -> LanguageModel:
         """The model of its configuration, the only file that is read. Raises NotAvailable."""
         from transformers import AutoConfig
 
@@ -190,7 +190,7 @@ class ShapeSource:
             )
         return hashlib.sha256(self.shipped.read_bytes()).hexdigest()
 
-    def outline(self, precision: torch.dtype) -> LanguageModel:
+    def outline(self, precision: torch.dtype, classes: Callable[[], int]) -> LanguageModel:
         """The model of this shape."""
         return _outlined(self.config(), precision)
 
@@ -221,14 +221,15 @@ def _first_line(error: Exception) -> str:
 
 
 def _outlined(config: Any, precision: torch.dtype, trust_remote_code: bool = False) -> LanguageModel:
-    """A model of this shape; no text is read by it."""
+    """A model of this shape on the device `meta`; no text is read by it."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     from clbench.backbones.anatomy import quiet
     from clbench.backbones.language import LanguageModel
     from clbench.backbones.reading import Bytes
 
-    with quiet():
+    with quiet(), torch.device("meta"):
         trust = {"trust_remote_code": trust_remote_code}
         return LanguageModel(AutoModelForCausalLM.from_config(config, dtype=precision, **trust), Bytes())
 

@@ -14,10 +14,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from clbench.backbones.anatomy import KINDS_OF_LAYERS, attention_of, blocks_of, refuse_unknown, with_linear_layers
-from clbench.backbones.packed import PackedLinear
+from clbench.backbones.packed import PackedLinear, spared_bytes
 from clbench.backbones.reading import Lessons, Limits, Questions, Tokenizer
 from clbench.errors import BadValue
-from clbench.model import Classifier, Prefixes, Site
+from clbench.model import Classifier, Extent, Prefixes, Site
 from clbench.padding import IGNORED, NOTHING, PROMPT
 from clbench.recipe import Recipe
 from clbench.stream import Stream, Task, TextSet, Union
@@ -192,6 +192,18 @@ class LanguageModel(Classifier):
                 f"a question of task '{task}' with its answer may have {longest} tokens, and the model reads {room}; "
                 "lower recipe.prompt_tokens or recipe.answer_tokens."
             )
+
+    def extent(self, recipe: Recipe, samples: int) -> Extent:
+        """Rows as long as the recipe allows; the span is widened for them as it would be by a task."""
+        tokens, self.span = recipe.prompt_tokens + recipe.answer_tokens, recipe.answer_tokens
+        blocks = [block for _, block in self.blocks]
+        return Extent(
+            inputs=torch.full((samples, 2, tokens), PROMPT),
+            targets=torch.zeros(samples, recipe.answer_tokens, dtype=torch.int64),
+            recomputed=blocks if recipe.checkpointing else (),
+            cached_tokens=tokens,
+            spared_bytes=spared_bytes(blocks) if self.four_bits else 0,
+        )
 
     def begin(self, task: Task) -> None:
         """Widen the span to the task's longest answer; it never shrinks, since past samples may come back."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from clbench.errors import NotAvailable
 
 Unpack = Callable[[torch.dtype], Tensor]
+PACKED = 0.5 + (1 + 4 / 256) / 64
+"""Bytes of a weight in four bits: half a byte, a byte of scale for 64 of them, and four for 256 scales."""
 
 
 def packing(instead: str) -> dict[str, Any]:
@@ -35,6 +37,12 @@ def packing(instead: str) -> dict[str, Any]:
 def is_packed(module: nn.Module) -> bool:
     """Whether bitsandbytes holds this layer's weight in four bits."""
     return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+
+
+def spared_bytes(blocks: Iterable[nn.Module]) -> int:
+    """How many bytes fewer the linear layers of the blocks would take in four bits."""
+    weights = [part.weight for block in blocks for part in block.modules() if isinstance(part, nn.Linear)]
+    return round(sum(weight.numel() * (weight.element_size() - PACKED) for weight in weights))
 
 
 class PackedLinear(nn.Module):

@@ -228,7 +228,7 @@ def pretrain_cifar_vit(
     write_atomically(path, weights)
     card = {
         "name": NAME,
-        "architecture": "timm VisionTransformer: 32x32 colour, patch 4, width 192, 6 blocks, 3 heads, class token",
+        "architecture": "timm VisionTransformer: 32x32 colour, patch 4, width 128, 6 blocks, 4 heads, class token",
         "input": "uint8 divided by 255",
         "data": data.source,
         "recipe": dataclasses.asdict(recipe),

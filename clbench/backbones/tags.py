@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from clbench.errors import BadValue, NotAvailable, UnknownName
 
 if TYPE_CHECKING:
+    import torch
+
     from clbench.backbones.vision import VisionClassifier
 
 _IBOT_22K = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot/vitb_16_pt22k/checkpoint.pth"
@@ -60,6 +63,12 @@ class TaggedSource:
     def weights_sha256(self) -> str:
         """Hash of the weights file."""
         return file_sha256(self.weights_file())
+
+    def outline(self, precision: torch.dtype, classes: Callable[[], int]) -> VisionClassifier:
+        """The classifier of this architecture; whatever the passes' precision, its weights are float32."""
+        from clbench.backbones import vision
+
+        return vision.outlined(functools.partial(vision.new_body, self.architecture), classes())
 
     def build(
         self, classes: int, seed: int, *, normalisation: str = "none", weights: str = "default"

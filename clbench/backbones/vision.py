@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clbench.errors import BadValue, NotAvailable, UnknownName
-from clbench.model import Head, ImageClassifier, Prefixes, Site
+from clbench.model import Extent, Head, ImageClassifier, Prefixes, Site
+from clbench.recipe import Recipe
 
 NORMALISATIONS = {
     "none": None,
@@ -49,9 +50,9 @@ def tiny_vit() -> VisionTransformer:
 
 
 def cifar_vit() -> VisionTransformer:
-    """The architecture of `cifar-vit`: 32x32 colour images, patch 4, width 192, 6 blocks, 3 heads; 2.7 M weights."""
+    """The architecture of `cifar-vit`: 32x32 colour images, patch 4, width 128, 6 blocks, 4 heads; 1.2 M weights."""
     return VisionTransformer(
-        img_size=32, patch_size=4, in_chans=3, num_classes=0, embed_dim=192, depth=6, num_heads=3, global_pool="token"
+        img_size=32, patch_size=4, in_chans=3, num_classes=0, embed_dim=128, depth=6, num_heads=4, global_pool="token"
     )
 
 
@@ -213,6 +214,11 @@ class VisionClassifier(ImageClassifier):
             x = torch.cat([x[:, :first], x[:, first + count :]], dim=1)
         return self.pool(x)
 
+    def extent(self, recipe: Recipe, samples: int) -> Extent:
+        """Images of the one size that the backbone takes."""
+        inputs = torch.zeros(samples, *self.image_shape, dtype=torch.uint8)
+        return Extent(inputs=inputs, targets=torch.zeros(samples, dtype=torch.int64))
+
     def sites(self, projections: Sequence[str]) -> tuple[Site, ...]:
         """The fused qkv layer of each block."""
         size = self.prefix_width
@@ -226,6 +232,13 @@ class VisionClassifier(ImageClassifier):
     def feed_forwards(self) -> tuple[tuple[str, str], ...]:
         """The second norm and the MLP of each block."""
         return tuple((f"body.blocks.{i}.norm2", f"body.blocks.{i}.mlp") for i in range(len(self.body.blocks)))
+
+
+def outlined(architecture: Callable[[], VisionTransformer], classes: int) -> VisionClassifier:
+    """The classifier on the device `meta`: shapes without numbers."""
+    with torch.device("meta"):
+        body = architecture()
+    return VisionClassifier(body, classes, 0).to("meta")
 
 
 def _with_attention(block: nn.Module) -> tuple[Block, Attention]:
@@ -298,6 +311,10 @@ class VisionSource:
     def at(self, path: Path) -> NoReturn:
         """Raises BadValue: a file of weights was given."""
         raise BadValue(f"'{self.name}' has its own weights; leave out '@{path}'.")
+
+    def outline(self, precision: torch.dtype, classes: Callable[[], int]) -> VisionClassifier:
+        """The classifier of this shape; whatever the passes' precision, its weights are float32."""
+        return outlined(self.architecture, classes())
 
     def build(
         self, classes: int, seed: int, *, normalisation: str = "none", weights: str = "default"

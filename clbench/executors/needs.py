@@ -8,10 +8,11 @@ from dataclasses import replace
 from clbench import memory
 from clbench.plan import Cell, alike
 from clbench.record import Record
+from clbench.stream import Stream
 
 
-def needs(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, int | None]:
-    """Key -> bytes; None where the row was never measured on a GPU and its backbone has no outline.
+def needs(cells: Sequence[Cell], stream: Stream, records: Iterable[Record]) -> dict[str, int | None]:
+    """Key -> bytes; None where the row was never measured on a GPU and nothing can be told of it before it runs.
 
     Measured: the greatest peak of records of the same row, model and data.
     """
@@ -25,14 +26,14 @@ def needs(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, int | N
             continue
         row = replace(cell, seed=0).key
         if row not in forecasts:
-            forecasts[row] = _forecast(cell)
+            forecasts[row] = _forecast(cell, stream)
         found[cell.key] = forecasts[row]
     return found
 
 
-def _forecast(cell: Cell) -> int | None:
+def _forecast(cell: Cell, stream: Stream) -> int | None:
     try:
-        told = memory.forecast(cell.suite, cell.method, cell.suite.recipe)
+        told = memory.forecast(cell.suite, cell.method, cell.suite.recipe, lambda: stream.classes)
     except Exception:  # whatever a method may raise where there are no numbers
         return None
-    return None if told is None else max(told.together, told.together - told.activations + told.answering)
+    return max(told.together, told.together - told.activations + told.answering)

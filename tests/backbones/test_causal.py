@@ -72,8 +72,9 @@ def test_an_outline_needs_the_configuration_alone(
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with torch.device("meta"):
-        assert HubSource("x", "some/name").outline(torch.bfloat16).depth == 2
+    model = HubSource("x", "some/name").outline(torch.bfloat16, lambda: 0)
+    assert model.depth == 2
+    assert {p.device.type for p in model.parameters()} == {"meta"}
     assert asked == [["config.json"]]
 
 

@@ -47,10 +47,10 @@ def silent(line: str) -> None:
 
 def test_weights_and_card(folder: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    brought = Brought(source=str(folder), classes="0-1", epochs=5)
+    brought = Brought(source=str(folder), classes="0-1", epochs=15)
     path = pretrain("cifar-vit", tmp_path / "out", told.append, brought)
     card = json.loads(path.with_suffix(".json").read_text())
-    assert (card["classes"], card["class_names"], card["images"], card["steps"]) == (2, ["dark", "light"], 20, 5)
+    assert (card["classes"], card["class_names"], card["images"], card["steps"]) == (2, ["dark", "light"], 20, 15)
     assert card["accuracy"] == 1.0
     assert "images/s" in told[1]
     assert card["sha256"] == backbones.weights_sha256(f"cifar-vit@{path}")

@@ -69,7 +69,7 @@ def test_code_is_not_run_and_nobody_is_asked(coded: Path, ran: Path, monkeypatch
     for act in (
         lambda: backbones.build(name, 0, 0),
         lambda: backbones.build(name, 0, 0, weights="random"),
-        lambda: backbones.outline(name, torch.float32),
+        lambda: backbones.outline(name, torch.float32, lambda: 0),
     ):
         with pytest.raises(NotAvailable, match=r"wants to run Python code of its own.*--trust-remote-code"):
             act()

@@ -130,6 +130,20 @@ def test_building_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("name", ["glyph-vit", "tiny-vit", "cifar-vit", "timm:vit_tiny_patch16_224@none"])
+def test_an_outline_has_every_shape_and_no_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = backbones.build(name, 7, 0, weights="random")
+    monkeypatch.setattr(Path, "open", lambda *words: pytest.fail("a file was read"))
+    state = torch.get_rng_state()
+    outlined = backbones.outline(name, torch.bfloat16, lambda: 7)
+    assert torch.equal(torch.get_rng_state(), state)
+    tensors = outlined.state_dict()
+    assert {key: (t.shape, t.dtype) for key, t in tensors.items()} == {
+        key: (t.shape, t.dtype) for key, t in built.state_dict().items()
+    }
+    assert {t.device.type for t in tensors.values()} == {"meta"}
+
+
 def test_sites_name_the_rows_of_each_projection() -> None:
     model = backbones.build("tiny-vit", 2, 0)
     sites = model.sites(("v", "q"))
