@@ -41,6 +41,7 @@ def _command(cell: Cell, threads: int, more: Sequence[str], rows: dict[tuple[str
 def _where(suite: Suite) -> list[str]:
     """The words for data and backbone that are not the suite's usual ones."""
     words = [word for task in suite.files.tasks for word in ("--task", task)]
+    words += [word for name, value in suite.files.choices for word in ("--set", f"suite.{name}={value}")]
     if suite.files.folder is not None:
         words += ["--from", str(suite.files.folder)]
     if suite.backbone != catalog.suite(suite.name).backbone:

@@ -190,7 +190,7 @@ def _refuse_incomplete(cls: type[Method], wanted: str, place: str) -> None:
         raise ClbenchError(
             f"{wanted} in '{place}' calls itself '{name}'; a name is made of letters, digits, '_', '-' and '.'."
         )
-    if name in methods() or name == "recipe":
+    if name in methods() or name in ("recipe", "suite"):
         raise ClbenchError(f"{wanted} in '{place}' calls itself '{name}', which is taken; choose another name.")
     if inspect.isabstract(cls):
         lacking = ", ".join(sorted(cls.__abstractmethods__))
@@ -278,7 +278,7 @@ def _owned(settings: Mapping[str, Mapping[str, str]], names: Sequence[str]) -> d
         owned[known[0]] = {**owned.get(known[0], {}), **bare}
     unreached = sorted(set(owned) - set(known))
     if unreached:
-        raise UnknownName("method in this run", unreached[0], [*known, "recipe"])
+        raise UnknownName("method in this run", unreached[0], [*known, "recipe", "suite"])
     return owned
 
 

@@ -195,6 +195,9 @@ def scores(
         str, typer.Argument(metavar="RUN", help="SUITE, METHOD, seedN or the start of a key; several joined by '/'.")
     ],
     store: StorePath = None,
+    score: Annotated[
+        str, typer.Option(metavar="NAME", help="Another mark of the same answers; the suite's own when not given.")
+    ] = "",
     published: Published = False,
     format: Format = "text",
 ) -> None:
@@ -210,6 +213,8 @@ def scores(
     views.problems(loaded)
     record = views.pick(loaded, held, run)
     outcomes = loaded.outcomes(record)
+    if score:
+        record, outcomes = triangle.marked(record, outcomes, score)
     if format == "json":
         typer.echo(views.to_json(triangle.facts(record, outcomes)))
     else:

@@ -54,7 +54,7 @@ def prepare(
     ] = None,
     short_side: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Shrink larger images to N pixels, for a smaller disk; 256 is usual."),
+        typer.Option(min=1, metavar="N", help="Shrink larger images to N pixels, for --set suite.short_side=N."),
     ] = None,
 ) -> None:
     """Fetch, check and decode a data set once. Stop it with Ctrl-C; a download goes on where it stopped."""

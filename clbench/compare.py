@@ -60,14 +60,13 @@ class Request:
 
     def fingerprints(self) -> list[str]:
         """Of the sources of the methods named; raises where a name or a setting's form is wrong."""
-        self._suite({})
-        catalog.settings(self.settings)
+        self._suite({}, catalog.settings(self.settings).get("suite", {}))
         return [catalog.current_fingerprint(spec) for spec in self.methods]
 
     def built(self) -> tuple[Suite, list[Row]]:
         """The suite as it was asked for, and the methods to compare on it."""
         said = catalog.settings(self.settings)
-        suite = self._suite(said.pop("recipe", {}))
+        suite = self._suite(said.pop("recipe", {}), said.pop("suite", {}))
         return suite, catalog.rows(suite, self.methods, said)
 
     def cells(
@@ -85,12 +84,13 @@ class Request:
 
     def rests_on_files(self) -> bool:
         """Whether the cells' keys depend on files that may change: data, or weights at a path."""
-        return self._suite({}).reads is not None or "@" in self.backbone
+        return self._suite({}, {}).reads is not None or "@" in self.backbone
 
-    def _suite(self, recipe: dict[str, str]) -> Suite:
+    def _suite(self, recipe: dict[str, str], choices: dict[str, str]) -> Suite:
         from clbench.suite import Files
 
-        files = Files(folder=Path(self.folder) if self.folder else None, tasks=self.tasks)
+        folder = Path(self.folder) if self.folder else None
+        files = Files(folder=folder, tasks=self.tasks, choices=tuple(choices.items()))
         model: dict[str, Any] = {"backbone": self.backbone, "weights": self.weights, "remote_code": self.remote_code}
         return catalog.suite(self.suite, recipe, files=files, **model)
 
@@ -191,13 +191,12 @@ def _patience(what: str) -> contextlib.AbstractContextManager[object]:
 
 
 def _print_memory(suite: Suite, rows: Sequence[Row], processes: int) -> None:
-    """What each method will need, where that can be told from shapes; before any file of data or weights is read."""
+    """What each method will need, where that can be told from shapes; before any file of weights is read."""
     from clbench import memory
 
     lines, reasons = memory.told(suite, rows, processes)
-    if lines:
-        each = [f"in each of {processes} processes:"] if processes > 1 else []
-        typer.echo("\n".join([memory.TITLE, *each, views.columns(lines), *reasons, ""]))
+    each = [f"in each of {processes} processes:"] if processes > 1 else []
+    typer.echo("\n".join([memory.TITLE, *each, views.columns(lines), *reasons, ""]))
 
 
 def _built(request: Request, means: Means) -> tuple[Suite, list[Row]]:
@@ -307,7 +306,7 @@ class _Teaching:
             return
         from clbench.executors.needs import needs
 
-        place = executors.place(means, self.device_kind, job, told, lambda: needs(cells, self.loaded.records))
+        place = executors.place(means, self.device_kind, job, told, lambda: needs(cells, stream, self.loaded.records))
         executors.drive(cells, stream, self.store, place, told, means.timeout_seconds)
 
 

@@ -22,8 +22,11 @@ from clbench.strategy import Strategy
 from clbench.stream import Examples, Stream, Task, Union, Vault
 
 AUDIT_SAMPLES = 32
-TIE = 1e-4
-"""Two logits closer than this may swap by rounding; such a flip is no leak."""
+TIES = {"float32": 1e-4, "bfloat16": 0.5}
+"""Two logits closer than this may swap by rounding; such a flip is no leak.
+
+The numbers of bfloat16 lie 0.125 apart where the logits of language models are, from 16 to 32.
+"""
 
 Outcomes = dict[str, NDArray[Any]]
 
@@ -112,7 +115,9 @@ class Exam:
             together = self._ask(sample, labels)
             alone = self._ask(sample, labels, batch_size=1)
             mislabelled = self._ask(sample, shuffled)
-        return Audit(samples=len(picks), batch_flips=_flips(together, alone), label_flips=_flips(together, mislabelled))
+        tie = TIES[self.strategy.recipe.precision]
+        found = {"batch_flips": _flips(together, alone, tie), "label_flips": _flips(together, mislabelled, tie)}
+        return Audit(samples=len(picks), **found)
 
     def _ask(self, examples: Examples, task_of: Tensor, batch_size: int | None = None) -> Answers:
         """The answers; afterwards no test example is left within a plugin's reach."""
@@ -137,9 +142,9 @@ class Exam:
         return found
 
 
-def _flips(first: Answers, second: Answers) -> int:
-    """How many predictions differ beyond rounding."""
-    clear = torch.minimum(first.margins, second.margins) > TIE
+def _flips(first: Answers, second: Answers, tie: float) -> int:
+    """How many predictions differ though both were clearer than a `tie`."""
+    clear = torch.minimum(first.margins, second.margins) > tie
     if first.words is not None and second.words is not None:
         differ = torch.tensor([a != b for a, b in zip(first.words, second.words, strict=True)])
     else:

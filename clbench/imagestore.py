@@ -82,6 +82,16 @@ class PixelExamples(torch.utils.data.Dataset[tuple[Tensor, int]]):
             total.update(tensor.numpy().tobytes())
         return total.hexdigest()
 
+    @property
+    def pixels_sha256(self) -> str:
+        """Of the whole set's decoded pixels, in which decoders may differ; for what is kept of them."""
+        return self._prepared.pixels_sha256
+
+    @property
+    def data_sha256(self) -> str:
+        """Of the whole set as published: images, labels and split."""
+        return self._prepared.sha256
+
     def _pixels(self, places: Tensor, device: torch.device) -> Images:
         """A batch on an accelerator where all images are of one size, else views into the file."""
         stored = self._stored

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clbench.answers import Answers
 from clbench.errors import UnknownName
-from clbench.scoring.answers import KINDS, VARIANTS, Kind
+from clbench.scoring.answers import KINDS, VARIANTS, Kind, Variant
 from clbench.stream import Stream, TextSet
 
 SCORE = "score"
@@ -38,8 +38,8 @@ class Marker(Protocol):
         """`answers` to the examples at `places`; `targets` as the model reads them."""
         ...
 
-    def floors(self) -> tuple[float, ...]:
-        """A score that needs no model, for each task: the most frequent answer's; () where there is none."""
+    def floors(self) -> dict[str, tuple[float, ...]]:
+        """Scores that need no model, by name as in `Marks.scores`: for each task the most frequent answer's."""
         ...
 
 
@@ -55,9 +55,9 @@ class ClassMarker:
         right = (answers.predictions == targets).double()
         return Marks({SCORE: right}, {"round": answers.predictions.to(torch.int32)})
 
-    def floors(self) -> tuple[float, ...]:
+    def floors(self) -> dict[str, tuple[float, ...]]:
         """Chance differs from round to round; none is given."""
-        return ()
+        return {}
 
 
 class TextMarker:
@@ -98,14 +98,16 @@ class TextMarker:
             found["invalid"][mine] = torch.from_numpy(kind.invalid(said, options)).double()
         return Marks(found, {name: values.float() for name, values in found.items()})
 
-    def floors(self) -> tuple[float, ...]:
-        """What always giving the most frequent training answer scores in the suite's own variant."""
-        found = []
-        for task, part in enumerate(self.sets):
-            golds, prompts = [row.answer for row in part.rows], [row.prompt for row in part.rows]
-            usual = [row.answer for row in self.training[task].rows]
-            found.append(float(self._kind(task).floor(usual, golds, prompts, self.variants[0])))
-        return tuple(found)
+    def floors(self) -> dict[str, tuple[float, ...]]:
+        """What always giving the most frequent training answer scores, in every variant."""
+        tasks = range(len(self.sets))
+        names = zip([SCORE, *self.variants[1:]], self.variants, strict=True)
+        return {name: tuple(self._floor(task, variant) for task in tasks) for name, variant in names}
+
+    def _floor(self, task: int, variant: Variant) -> float:
+        rows, usual = self.sets[task].rows, [row.answer for row in self.training[task].rows]
+        golds, prompts = [row.answer for row in rows], [row.prompt for row in rows]
+        return self._kind(task).floor(usual, golds, prompts, variant)
 
     def _kind(self, task: int) -> Kind:
         return KINDS[self.sets[task].task.kind]

@@ -20,7 +20,9 @@ StorePath = Annotated[
 Published = Annotated[bool, typer.Option("--published", help="Read the published records instead of the runs.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="METHOD.field=value", help="Or recipe.field=value. See 'clbench show NAME'."),
+    typer.Option(
+        "--set", metavar="METHOD.field=value", help="Or recipe.field=value, suite.field=value. See 'clbench show NAME'."
+    ),
 ]
 Log = Annotated[
     Path | None, typer.Option("--log", metavar="FILE", help="Append what happens to it, as JSON lines with the time.")

@@ -165,7 +165,8 @@ class Recall:
         examples, (first, last) = self.parts[part], self._first[part : part + 2].tolist()
         with stopwatch(self.device) as seconds:
             rounding = [torch.get_num_threads(), torch.get_float32_matmul_precision()]
-            key = digest({**self.terms, "rounding": rounding, "examples": examples.sha256()}, 32)
+            seen = [examples.sha256(), _pixels_sha256(examples)]
+            key = digest({**self.terms, "rounding": rounding, "examples": seen}, 32)
             found = self._kept(key, examples)
             if found is None:
                 found = self._looked_at(examples, self.batch_size)
@@ -202,6 +203,11 @@ class Recall:
                 features = self.model.pool(self.model.encode(self.model.tokens(inputs))).float().cpu()
             found.append(torch.cat([features, torch.full((len(features), 1), seconds[0] / len(features))], dim=1))
         return torch.cat(found)
+
+
+def _pixels_sha256(examples: Examples) -> str:
+    """Of decoded pixels, where the examples' own hash is of the encoded ones; '' for others."""
+    return str(getattr(getattr(examples, "examples", examples), "pixels_sha256", ""))  # behind a vault, or not
 
 
 def made(cell: Cell, model: Classifier, parts: Sequence[Examples], cache: FeatureCache | None) -> Recall | None:

@@ -165,7 +165,10 @@ class Record(BaseModel):
     """Of imported runs what their system wrote of all tasks seen after each one, in [0, 1]: the mean over tasks, the
     mean over samples."""
     floors: tuple[float, ...] = ()
-    """For each task what the most frequent training answer scores; () where that is not asked."""
+    """For each task what the most frequent training answer scores, of long texts none if that scores more; () where
+    that is not asked."""
+    other_floors: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    """The same by further marks, by their names in `other_scores`."""
     costs: tuple[TaskCosts, ...] = ()
     """One entry a learned task; a joint run has one in all."""
     router_accuracy: tuple[float | None, ...] = ()
@@ -197,8 +200,9 @@ class Record(BaseModel):
         for name, matrix in self.other_scores.items():
             if [len(row) for row in matrix] != [tasks] * (tasks + 1):
                 raise ValueError(f"other_scores.{name} of {tasks} tasks are {tasks + 1} rows of {tasks}")
-        if len(self.floors) not in (0, tasks):
-            raise ValueError(f"{tasks} tasks and {len(self.floors)} floors")
+        for floors in (self.floors, *self.other_floors.values()):
+            if len(floors) not in (0, tasks):
+                raise ValueError(f"{tasks} tasks and {len(floors)} floors")
         if len(self.router_accuracy) not in (0, tasks):
             raise ValueError(f"{tasks} tasks and {len(self.router_accuracy)} rounds of router accuracy")
         if (self.status == "done") != (self.reason is None) or (self.status == "done" and not self.scores):

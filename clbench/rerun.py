@@ -174,7 +174,7 @@ def _suite(record: Record, terms: Terms) -> tuple[Suite, Stream]:
     def of(tasks: tuple[str, ...]) -> Suite:
         return catalog.suite(
             record.suite,
-            files=Files(folder=terms.folder, tasks=tasks),
+            files=Files(folder=terms.folder, tasks=tasks, choices=_choices(record)),
             backbone=terms.backbone or ("" if backbone == listed else backbone),
             remote_code=terms.remote_code,
             weights=weights,
@@ -186,6 +186,21 @@ def _suite(record: Record, terms: Terms) -> tuple[Suite, Stream]:
         suite = of(record.tasks)
         stream = suite.stream(record.order_seed)
     return suite, stream
+
+
+def _choices(record: Record) -> tuple[tuple[str, str], ...]:
+    """In what the record's stream is not as its suite has it."""
+    card = record.protocol
+    said = dict(line.split(": ", 1) for line in card.get("data", ()) if ": " in line)
+    made = {
+        "order": said.get("class order", ""),
+        "sizes": said.get("classes of each task", ""),
+        "short_side": said.get("short side", ""),
+        "transform": str(card.get("transform", "")),
+        "normalisation": str(card.get("normalisation", "")),
+    }
+    usual = catalog.suite(record.suite).choices
+    return tuple((name, made[name]) for name in usual if made[name] != usual[name])
 
 
 def _as_asked(cell: Cell, suite: Suite, record: Record) -> Cell:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clbench import backbones
-from clbench.errors import BadValue, NotAvailable
+from clbench.errors import BadValue, NotAvailable, UnknownName
 from clbench.protocol import Protocol
 from clbench.recipe import Recipe
 
@@ -66,12 +66,14 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Which files a stream is made of, where a person says so."""
+    """Which files a stream is made of, and how, where a person says so."""
 
     folder: Path | None = None
     """None: where the data usually lies, below `clbench.datafolder.root()`."""
     tasks: tuple[str, ...] = ()
     """Only these, in the suite's order; (): all."""
+    choices: tuple[tuple[str, str], ...] = ()
+    """Names of `Suite.choices`, each with the word that stands for another than the suite's."""
 
 
 USUAL = Files()
@@ -107,11 +109,22 @@ class Suite:
     """What the stream is made of; only for a suite that reads files."""
     reads: Callable[[Files], Suite] | None = None
     """The suite of other files; None where it reads none. Nothing is read before the stream is made."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """In what a person may have its stream otherwise, as `--set suite.NAME=WORD`: name -> the word for how it is."""
 
     def of(self, files: Files) -> Suite:
-        """The same suite of other files. Raises BadValue where it reads none, NotAvailable for a missing folder."""
+        """The same suite of other files, or cut otherwise.
+
+        Raises BadValue where it reads none or offers no choice, UnknownName for a choice that is none, NotAvailable
+        for a missing folder.
+        """
         if files == self.files:
             return self
+        for name, _ in files.choices:
+            if not self.choices:
+                raise BadValue(f"the suite '{self.name}' is as it is; leave out --set suite.{name}.")
+            if name not in self.choices:
+                raise UnknownName(f"choice of '{self.name}'", name, self.choices)
         if self.reads is None:
             raise BadValue(f"the suite '{self.name}' makes its tasks itself; leave out --from and --task.")
         if files.folder is not None and not files.folder.expanduser().is_dir():

@@ -52,7 +52,7 @@ class Table:
     seeds_missing: str
     """Which rows lack a seed that others have: 'ewc: 1, 2; joint: 2'; '' for none."""
     notices: tuple[str, ...] = ()
-    """What must be read with every number, and how many answers had not the form of one, where that was asked."""
+    """What must be read with every number, and the floor and the invalid answers, where those were asked."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -151,8 +151,14 @@ def _table(groups: Sequence[Group], outcomes: ReadOutcomes, reference: str, diff
         differs=differs,
         untested=untested,
         seeds_missing=_seeds_missing(groups),
-        notices=(*first.suite_protocol.get("marks", ()), *_invalid(groups)),
+        notices=(*first.suite_protocol.get("marks", ()), *_floor(groups), *_invalid(groups)),
     )
+
+
+def _floor(groups: Sequence[Group]) -> list[str]:
+    """What a constant answer scores, see `Record.floors`, mean over tasks, where that was asked."""
+    floors = next((record.floors for group in groups for record in group.done if record.floors), ())
+    return [f"floor: a constant answer scores {100 * fmean(floors):.1f} %"] if floors else []
 
 
 def _invalid(groups: Sequence[Group]) -> list[str]:

@@ -254,6 +254,20 @@ TRANSFORMS = {
 }
 
 
+def worded(word: str) -> Transform:
+    """The transform that a word names: `NAME`, or `NAME@PIXELS` for a model that takes so many a side.
+
+    Raises what `named` raises, and BadValue where the pixels are no number.
+
+    >>> worded("pilot@384").test_side
+    438
+    """
+    name, asked, size = word.partition("@")
+    if asked and not (size.isdecimal() and size.isascii()):
+        raise BadValue(f"a transform for another size is NAME@PIXELS, as in {name}@384; got '{word[:60]}'.")
+    return named(name, int(size) if asked else None)
+
+
 def named(name: str, size: int | None = None) -> Transform:
     """The transform of that name, for a model that takes `size` x `size` pixels (its usual size when None).
 

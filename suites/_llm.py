@@ -52,19 +52,22 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 """Where a method's own defaults are those of images."""
 
 
-def contenders(treelora_epochs: tuple[int, ...] = ()) -> tuple[Contender, ...]:
-    """The rows of a suite; TreeLoRA with its paper's passes over each task too, where it names them."""
+def contenders(tenths: int, treelora_epochs: tuple[int, ...] = ()) -> tuple[Contender, ...]:
+    """The rows of a suite; TreeLoRA with its paper's passes over each task too, where it names them.
+
+    `tenths` is how many rows TRACE's replay may keep: a tenth of every task's.
+    """
     first = ("icl", "seqlora", "inclora", "finetune", "joint", "replay")
     then = ("ewc", "gem", "agem", "ogd", "lwf", "l2p", "dualprompt", "olora", "hidelora", "treelora")
     rows = [Contender(name) for name in first]
-    rows.append(Contender("replay", {"flavour": "after"}, label="after each task"))  # TRACE's
+    rows.append(Contender("replay", {"flavour": "after", "buffer_samples": tenths}, label="after each task"))  # TRACE's
     rows += [Contender(name) for name in then]
     if treelora_epochs:
         rows.append(Contender("treelora", recipe={"task_epochs": treelora_epochs}, label="paper's epochs"))
     return tuple(rows)
 
 
-def stream(tasks: Iterable[TextTask], order_seed: int) -> Stream:
+def stream(tasks: Iterable[TextTask], order_seed: int = 0) -> Stream:
     """The tasks as a stream, in their order for seed 0 and shuffled for others."""
     from clbench.stream import Stream
 
@@ -74,13 +77,17 @@ def stream(tasks: Iterable[TextTask], order_seed: int) -> Stream:
     return Stream.of_text(listed)
 
 
-def notes(stream: Stream) -> tuple[str, ...]:
-    """What the tasks say of their rows, for the protocol card."""
+def tasks(stream: Stream) -> list[TextTask]:
+    """The tasks of which a stream was made, in its order."""
     from clbench.stream import TextSet
 
     parts: list[object] = [task.train for task in stream]
-    tasks = [part.task for part in parts if isinstance(part, TextSet)]
-    return tuple(f"{task.name}: {note}" for task in tasks for note in task.notes)
+    return [part.task for part in parts if isinstance(part, TextSet)]
+
+
+def notes(stream: Stream) -> tuple[str, ...]:
+    """What the tasks say of their rows, for the protocol card."""
+    return tuple(f"{task.name}: {note}" for task in tasks(stream) for note in task.notes)
 
 
 def folder(data: str, files: Files) -> Path:

@@ -173,10 +173,15 @@ def assemble(
       was none, validation is held out of the training rows.
     * A training row whose prompt is a test row's stays, because published numbers were made with it.
     * `most` is how many training and test rows to draw at most, with a fixed seed.
+
+    Raises BadValue where no row is left to learn from, to be tested by, or to hold out.
     """
     test = parts.test
     asked = {row.prompt for row in test}
     train = [row for row in parts.train if row.answer.strip()]
+    if not train or not test:
+        part = "training" if test else "test"
+        raise BadValue(f"no {part} row of task '{name}' has an answer; give it some, or leave the task out.")
     validation = [row for row in parts.validation if row.prompt not in asked]
     said = [*notes, *_oddities(shape, parts, len(validation))]
     if not validation:
@@ -222,10 +227,11 @@ def _oddities(shape: Shape, parts: Parts, validation_kept: int) -> Iterable[str]
 
 
 def repetitions(train: Sequence[Row], test: Sequence[Row]) -> Iterable[str]:
-    """Sentences on training prompts that occur more than once, and on test prompts among them."""
+    """Sentences on prompts that occur more than once in a part, and on test prompts among the training rows."""
     prompts = {row.prompt for row in train}
-    if len(prompts) < len(train):
-        yield f"The {len(train)} training rows hold {len(prompts)} different prompts."
+    for part, rows, different in (("training", train, prompts), ("test", test, {row.prompt for row in test})):
+        if len(different) < len(rows):
+            yield f"The {len(rows)} {part} rows hold {len(different)} different prompts."
     shared = [row.prompt for row in test if row.prompt in prompts]
     if shared:
         yield (

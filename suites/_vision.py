@@ -239,6 +239,7 @@ def stream(
     order_seed: int = 0,
     *,
     order: Order = "natural",
+    sizes: int | Sequence[int] | None = None,
     transform: Transform | str = "pilot",
     validation_share: float = VALIDATION_SHARE,
     at: Path | None = None,
@@ -246,16 +247,18 @@ def stream(
 ) -> Stream:
     """The stream of that name, seen by `transform`; `at` is its data set's folder, if not the usual one.
 
-    A copy that was prepared with a `short_side` holds other pixels than the published images; it is taken only where
-    that size is given here, so that a suite which wants it has to say so. Raises UnknownName, and what
-    `clbench.data.cache.open` raises where the data is not prepared.
+    `sizes` are the classes of a task, or of each, where they are not those of the layout. A copy that was prepared with
+    a `short_side` holds other pixels than the published images; it is taken only where that size is given here, so that
+    a suite which wants it has to say so. Raises UnknownName, and what `clbench.data.cache.open` raises where the data
+    is not prepared; BadValue for sizes where a task is a domain.
     """
     if name not in LAYOUTS:
         raise UnknownName("vision stream", name, LAYOUTS)
-    layout, view = LAYOUTS[name], transforms.named(transform) if isinstance(transform, str) else transform
+    layout, view = LAYOUTS[name], transforms.worded(transform) if isinstance(transform, str) else transform
+    if layout.sizes is None and sizes is not None:
+        raise BadValue(f"a task of '{name}' is a domain with all its classes; leave out the classes of a task.")
     prepared = cache.open(layout.data, at, short_side=short_side)
     if layout.sizes is None:
         return domain_incremental(prepared, view, order, order_seed=order_seed, validation_share=validation_share)
-    return class_incremental(
-        prepared, view, order, layout.sizes, order_seed=order_seed, validation_share=validation_share
-    )
+    sizes = layout.sizes if sizes is None else sizes
+    return class_incremental(prepared, view, order, sizes, order_seed=order_seed, validation_share=validation_share)

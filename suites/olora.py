@@ -34,6 +34,7 @@ def _order(order: int, files: Files = USUAL) -> Suite:
     def others(files: Files) -> Suite:
         return _order(order, files)
 
+    tenths = sum(_olora.TASKS[task][1] // 10 for task in names)
     passes = tuple(2 if name == TWICE else 1 for name in names) if TWICE in names else ()
     return Suite(
         name=name,
@@ -43,7 +44,7 @@ def _order(order: int, files: Files = USUAL) -> Suite:
         recipe=RECIPE.model_copy(update={"task_epochs": passes}),
         transform=_llm.TRANSFORM,
         normalisation="none",
-        contenders=_llm.contenders(),
+        contenders=_llm.contenders(tenths),
         settings=_llm.SETTINGS,
         notes=_llm.notes,
         score="strict",

@@ -10,6 +10,12 @@ images, a LoRA of rank 10 on queries and values. Step sizes are the papers' wher
 without normalisation, as nearly all published runs have them, although the weights were made with another. A tenth of
 the training images is held out for tuning.
 
+Otherwise, here as in `vision_parity`: `--set suite.order=seed1993` (natural, coda, or every class once: 3,0,1,2,…),
+`--set suite.sizes=50,25,25` (the classes of each task; 20: so many in every one), `--set suite.transform=coda` (pilot,
+hide-cifar, plain; pilot@384 for a backbone of 384 pixels), `--set suite.normalisation=imagenet` (none, 0.5),
+`--set suite.short_side=256` (the copy that `clbench data prepare NAME --short-side 256` made). The protocol card holds
+what was chosen.
+
 cifar100-subset is 100 training and 30 test images a class at their own 32 pixels, for a small backbone that
 `clbench pretrain cifar-vit` makes (`--backbone cifar-vit@PATH`); it runs on a CPU. Weights that were pre-trained on its
 first fifty classes are for cifar100-subset-b50, whose first task those are.

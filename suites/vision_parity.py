@@ -13,7 +13,7 @@ L2P and DualPrompt let a test batch vote for its prompts; PILOT splits ImageNet-
 configuration for CUB-200, which is taught as ImageNet-R here.
 
 Command: `clbench run cifar100-parity-hide --method NAME`, then `clbench verify cifar100-parity-hide`. One GPU; no
-minutes and no figure of ours are known yet.
+minutes and no figure of ours are known yet. Another order, transform or normalisation: as `clbench show cifar100` says.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ HIDE_BATCH = 24 * 8
 HIDE_RATE = 0.03 * 24 / 256
 
 
-def _hide(data: str, epochs: int, *, prompt_epochs: int, length: int, contrast: float, dual_rate: float) -> Suite:
+def _hide(
+    data: str, epochs: int, *, prompt_epochs: int, length: int, contrast: float, momentum: float, dual_rate: float
+) -> Suite:
     adam = {"optimizer": "adam", "clip": 1.0}  # HiDe-Prompt's configurations of its prompt methods: clip-grad 1.0
-    # Its configuration: steps of 30 epochs; for ImageNet-R a cosine.
+    # Its scripts for weights of ImageNet-21k: steps of 30 epochs; for ImageNet-R a cosine. Those for iBOT's end sooner,
+    # after 20, 50 and 50 epochs, and leave ImageNet-R's step size as it is.
     falling = {"schedule": "cosine"} if data == "imagenet-r" else {"schedule": "steps", "steps": (30,)}
     recipes: Own = {
         "l2p": adam,
@@ -53,15 +56,15 @@ def _hide(data: str, epochs: int, *, prompt_epochs: int, length: int, contrast: 
         "ewc": {"penalty_weight": 50.0},  # TreeLoRA's appendix
         "l2p": {"pool": 30, "length": 5, "learning_rate": HIDE_RATE},  # TreeLoRA's appendix; HiDe-Prompt's code
         "dualprompt": {"expert_length": length, "learning_rate": dual_rate * 24 / 256},  # DualPrompt's code
-        # HiDe-Prompt's code; momentum 0.1 is for iBOT's weights.
+        # HiDe-Prompt's scripts for iBOT's weights.
         "hide-prompt": {
             "length": length,
-            "momentum": 0.1,
+            "momentum": momentum,
             "contrast_weight": contrast,
             "learning_rate": HIDE_RATE,
         },
         "hidelora": {"learning_rate": HIDE_RATE, "momentum": 0.1, "contrast_weight": 0.01},  # HiDe-PET's code
-        "inflora": {"learning_rate": 5e-4},
+        "inflora": {"learning_rate": 5e-4},  # InfLoRA's configurations
     }
     return of_images(
         f"{data}-parity-hide",
@@ -123,7 +126,7 @@ def _pilot_recipes(wide: bool) -> Own:
         "hide-prompt": {"optimizer": "adam", "momentum": 0.0, "epochs": 50},  # HiDe-Prompt's code
         "inflora": _inflora(50 if wide else 20),
         "aper-adapter": adapter,  # PILOT, aper_aperpter.json and aper_aperpter_inr.json
-        "ranpac": adapter,  # PILOT, ranpac_adapter.json and ranpac_adapter_inr.json
+        "ranpac": adapter,  # PILOT, ranpac.json and ranpac_inr.json
         "ease": {**adapter, "epochs": 20},  # PILOT, ease.json and ease_inr.json
         # SLCA's configurations: a drop at epoch 18 of 20, at 40 of 50.
         "slca": {
@@ -140,16 +143,19 @@ def _pilot_recipes(wide: bool) -> Own:
 def _pilot(data: str, *, wide: bool, rate: float) -> Suite:
     """`wide` as above; `rate` is SD-LoRA's."""
     settings: Own = {
-        "finetune": {"learning_rate": 1e-3},
-        "l2p": {"learning_rate": 0.03 * 16 / 256},
-        "dualprompt": {"learning_rate": 1e-3, "expert_length": 5, "pull_weight": 0.1},
+        "finetune": {"learning_rate": 1e-3},  # PILOT, finetune.json
+        "l2p": {"learning_rate": 0.03 * 16 / 256},  # PILOT, l2p.json and l2p_inr.json: 0.001875
+        "dualprompt": {"learning_rate": 1e-3, "expert_length": 5, "pull_weight": 0.1},  # PILOT, dualprompt.json
+        # PILOT, coda_prompt.json: 100 components over 10 tasks, of 8 tokens, no orthogonality.
         "coda-prompt": {"learning_rate": 1e-3, "components": 10, "length": 8, "orthogonality_weight": 0.0},
-        "hide-prompt": {"learning_rate": HIDE_RATE},
-        "inflora": {"learning_rate": 5e-4, "energy_first": 0.98 if wide else 0.95},
-        "aper-adapter": {"learning_rate": 0.05 if wide else 0.01},
-        "ranpac": {"learning_rate": 0.05 if wide else 0.01},
-        "ease": {"learning_rate": 0.05 if wide else 0.025},
-        "slca": {"learning_rate": 0.01, "backbone_rate": 0.01},
+        "hide-prompt": {"learning_rate": HIDE_RATE},  # HiDe-Prompt's code
+        "inflora": {"learning_rate": 5e-4, "energy_first": 0.98 if wide else 0.95},  # InfLoRA's configurations
+        "aper-adapter": {
+            "learning_rate": 0.05 if wide else 0.01
+        },  # PILOT, aper_aperpter.json and aper_aperpter_inr.json
+        "ranpac": {"learning_rate": 0.05 if wide else 0.01},  # PILOT, ranpac.json and ranpac_inr.json
+        "ease": {"learning_rate": 0.05 if wide else 0.025},  # PILOT, ease.json and ease_inr.json
+        "slca": {"learning_rate": 0.01, "backbone_rate": 0.01},  # SLCA's configurations: the backbone's is 1e-4
     }
     return of_images(
         f"{data}-parity-pilot",
@@ -190,7 +196,7 @@ def _coda(data: str, *, wide: bool) -> Suite:
         "l2pp": {"pool": 30, "length": 20, "top": 5},  # CODA-Prompt's own form of L2P
         "dualprompt": {"general_length": 3, "expert_length": 10},  # its own form: 6 and 20, half keys, half values
         "finetune": {"learning_rate": 5e-5},  # its FT++
-        "inflora": {"learning_rate": 5e-4, "energy_first": 0.98 if wide else 0.95},
+        "inflora": {"learning_rate": 5e-4, "energy_first": 0.98 if wide else 0.95},  # InfLoRA's configurations
     }
     return of_images(
         f"{data}-parity-coda",
@@ -209,10 +215,10 @@ def _coda(data: str, *, wide: bool) -> Suite:
     )
 
 
-# HiDe-Prompt's epochs, length and contrast for each data set, and DualPrompt's rate: their codes' configurations.
-cifar100_hide = _hide("cifar100", 20, prompt_epochs=50, length=5, contrast=0.1, dual_rate=0.03)
-imagenet_r_hide = _hide("imagenet-r", 50, prompt_epochs=150, length=20, contrast=0.5, dual_rate=0.005)
-cub200_hide = _hide("cub200", 50, prompt_epochs=50, length=20, contrast=0.01, dual_rate=0.03)
+# HiDe-Prompt's epochs, length, contrast and momentum for each data set: its scripts; DualPrompt's rate: its code.
+cifar100_hide = _hide("cifar100", 20, prompt_epochs=50, length=5, contrast=0.1, momentum=0.1, dual_rate=0.03)
+imagenet_r_hide = _hide("imagenet-r", 50, prompt_epochs=150, length=20, contrast=0.5, momentum=0.01, dual_rate=0.005)
+cub200_hide = _hide("cub200", 50, prompt_epochs=50, length=20, contrast=0.01, momentum=0.01, dual_rate=0.03)
 cifar100_pilot = _pilot("cifar100", wide=False, rate=8e-3)
 imagenet_r_pilot = _pilot("imagenet-r", wide=True, rate=1e-2)
 cub200_pilot = _pilot("cub200", wide=True, rate=1e-2)

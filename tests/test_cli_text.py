@@ -47,7 +47,9 @@ def test_ones_own_tasks_give_a_table_and_a_triangle(done: tuple[Result, Path]) -
     result, _ = done
     assert result.exit_code == 0, result.output
     assert "backbone nano-lm" in result.stdout.splitlines()[0]
-    assert "answers without the form of one after the last task: seqlora" in " ".join(result.stdout.split())
+    said = " ".join(result.stdout.split())
+    assert "answers without the form of one after the last task: seqlora" in said
+    assert "floor: a constant answer scores 50.0 %" in said
     lines = [line.split() for line in result.stdout.splitlines()]
     (first,) = [line for line in lines if line[:2] == ["1", "later"]]
     (second,) = [line for line in lines if line[:2] == ["2", "upper"]]
@@ -66,6 +68,23 @@ def test_scores_can_be_seen_later(done: tuple[Result, Path]) -> None:
     facts = json.loads(ask("scores", "seqlora", "--format", "json", "--store", store).stdout)
     assert facts["tasks"] == ["later", "upper"]
     assert list(facts["half_widths"]) == ["1"]
+
+
+def test_scores_by_each_mark(done: tuple[Result, Path]) -> None:
+    _, store = done
+    marks = ("strict", "trace", "lenient")
+    for name in marks:
+        result = ask("scores", "seqlora", "--score", name, "--store", store)
+        assert result.exit_code == 0
+        lines = [line.split() for line in result.stdout.splitlines()]
+        assert lines[0][-3:] == [name, "in", "%"]
+        assert "±" in next(line for line in lines if line[:2] == ["1", "later"])[2]
+        assert [line[0] for line in lines if line[1:4] == ["at", "the", "end"]] == [
+            *(f"{other}," for other in marks if other != name),
+            "invalid,",
+        ]
+        assert [line[1:] for line in lines if line[:1] == ["floor"]] == [["50.0", "50.0"]]
+    assert "Known: lenient, strict, trace" in ask("scores", "seqlora", "--score", "exact", "--store", store).stderr
 
 
 def test_scores_of_a_run_that_is_not_there(done: tuple[Result, Path]) -> None:

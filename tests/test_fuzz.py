@@ -67,6 +67,7 @@ SUITES = (
     "cifar100",
     "tinny",
 )
+CHOICES = ["order", "sizes", "transform", "normalisation"]
 BACKBONES = ("tiny-vit", "nano-lm", "glyph-vit", "cifar-vit@x", "hf:a/b", "hf:@", "timm:vit", "ibot:a", "hf:x@y", "@")
 
 
@@ -90,9 +91,10 @@ def asked(draws: random.Random) -> list[str]:
         return mutated(draws, word)
 
     def setting() -> str:
-        owner = draws.choice([draws.choice(methods), "recipe", "recipe", ""])
-        known = list(Recipe.model_fields) if owner == "recipe" else ["epochs", "learning_rate", "head_masking"]
-        value = draws.choice(["1", "0.5", "seen", "sgd", "1,2", "true", "none", draws.choice(JUNK)])
+        owner = draws.choice([draws.choice(methods), "recipe", "recipe", "suite", ""])
+        known = ["epochs", "learning_rate", "head_masking"]
+        known = {"recipe": list(Recipe.model_fields), "suite": CHOICES}.get(owner, known)
+        value = draws.choice(["1", "0.5", "seen", "sgd", "1,2", "true", "none", "coda", "pilot@9", draws.choice(JUNK)])
         return some(f"{owner}.{draws.choice(known)}={value}".removeprefix("."))
 
     if draws.random() < 0.1:

@@ -111,6 +111,7 @@ def test_the_hash_tells_data_places_and_targets_and_reads_no_pixel(
     ]
     assert len({other.sha256() for other in others}) == len(others)
     assert examples.sha256() == PixelExamples(data, named("pilot"), range(20)).sha256()
+    assert (examples.data_sha256, examples.pixels_sha256) == (data.sha256, data.pixels_sha256)
 
 
 def test_subsets_share_the_pixels_on_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

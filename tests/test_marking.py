@@ -69,9 +69,19 @@ def test_longest_questions_come_together_among_answers_of_one_length() -> None:
 
 
 def test_the_floor_is_the_most_frequent_training_answers_score() -> None:
-    assert TextMarker(STREAM, "strict").floors() == pytest.approx((1 / 3, 0.0))
+    assert TextMarker(STREAM, "strict").floors()[SCORE] == pytest.approx((1 / 3, 0.0))
     only_b = task("b", "letter", 4, [("q", "B"), ("r", "B")], [("x", "B")])
-    assert TextMarker(Stream.of_text([only_b]), "trace").floors() == (1.0,)
+    assert TextMarker(Stream.of_text([only_b]), "trace").floors() == dict.fromkeys((SCORE, "lenient", "strict"), (1.0,))
+
+
+def test_a_constant_answer_that_begins_rightly_scores_more_by_the_lenient_mark() -> None:
+    sums = task("sums", "number", 4, [("x", "1"), ("y", "18"), ("z", "2")], [("q", "18"), ("r", "18")])
+    floors = TextMarker(Stream.of_text([sums]), "strict").floors()
+    assert floors == {
+        SCORE: (pytest.approx(1 / 3),),
+        "trace": (pytest.approx(1 / 3),),
+        "lenient": (pytest.approx(2 / 3),),
+    }
 
 
 def test_an_unknown_score_is_refused_before_anything_is_taught() -> None:
@@ -86,7 +96,7 @@ def test_classes_are_right_or_wrong_and_asked_as_they_come() -> None:
     assert marks.scores[SCORE].tolist() == [1.0, 0.0, 1.0]
     assert marks.facts["round"].tolist() == [2, 1, 0]
     assert marker.order(torch.tensor([5, 3, 4])).tolist() == [5, 3, 4]
-    assert marker.floors() == ()
+    assert marker.floors() == {}
 
 
 def test_no_answer_is_marked_twice() -> None:

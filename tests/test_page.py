@@ -212,6 +212,14 @@ def test_published_figures_and_further_marks_stand_on_the_page() -> None:
     assert "Other marks" not in plain
 
 
+def test_what_is_known_of_the_data_stands_on_the_card() -> None:
+    said = ["a: The 9 training rows hold 8 different prompts.", "b: 1 of 5 test rows ask what a training row asks."]
+    plain = run("steady", 0)
+    card = {**plain.suite_protocol, "data": said}
+    text = page.page(sections([plain.model_copy(update={"suite_protocol": card, "protocol": card})]))
+    assert f"<dd>{said[0]} {said[1]}</dd>" in text
+
+
 def test_twenty_methods_of_three_seeds_fit() -> None:
     tasks = tuple(f"task number {i}" for i in range(20))
     rows = [tuple(0.9 - 0.01 * abs(t - j) if j < t else None for j in range(20)) for t in range(21)]

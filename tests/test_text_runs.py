@@ -51,6 +51,7 @@ def test_a_record_of_text_holds_all_scores_and_floors(learned: runner.Run) -> No
             [True] * 3,
         ]
     assert facts["floors"] == (0.5, 0.5, 0.5)
+    assert set(facts["other_floors"]) == {"trace", "lenient"}
     assert facts["audit"] == Audit(samples=32, batch_flips=0, label_flips=0)
     last = facts["scores"][3]
     assert last[2] > 0.6  # it learns
@@ -150,9 +151,25 @@ def test_equal_differences_within_rounding_are_no_flip() -> None:
 
     first = Answers(torch.zeros(2, 1), torch.tensor([1e-6, 1.0]), None, ["A", "A"])
     second = Answers(torch.zeros(2, 1), torch.tensor([1e-6, 1.0]), None, ["B", "A"])
-    assert exam._flips(first, second) == 0
-    clear = replace(first, margins=torch.ones(2))
-    assert exam._flips(clear, replace(second, margins=torch.ones(2))) == 1
+    assert exam._flips(first, second, exam.TIES["float32"]) == 0
+    clear = replace(first, margins=torch.full((2,), 0.25))
+    other = replace(second, margins=torch.full((2,), 0.25))
+    assert [exam._flips(clear, other, exam.TIES[precision]) for precision in ("float32", "bfloat16")] == [1, 0]
+    assert exam._flips(clear, replace(other, margins=torch.ones(2)), exam.TIES["bfloat16"]) == 0
+    sure = replace(first, margins=torch.ones(2))
+    assert exam._flips(sure, replace(other, margins=torch.ones(2)), exam.TIES["bfloat16"]) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_audit_knows_how_roughly_it_is_computed(
+    precision: str, learned: runner.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ties: list[float] = []
+    monkeypatch.setattr(exam, "_flips", lambda first, second, tie: ties.append(tie) or 0)
+    recipe = learned.strategy.recipe.model_copy(update={"precision": precision})
+    monkeypatch.setattr(learned.strategy, "recipe", recipe)
+    learned.exam.audit()
+    assert ties == [exam.TIES[precision]] * 2
 
 
 @pytest.mark.parametrize(

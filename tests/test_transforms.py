@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional
 from clbench import transforms
 from clbench.errors import BadValue, UnknownName
 from clbench.seeding import generator
-from clbench.transforms import DRAWS, TRANSFORMS, named
+from clbench.transforms import DRAWS, TRANSFORMS, named, worded
 
 RANDOM = ["pilot", "coda", "hide-cifar"]
 
@@ -213,6 +213,11 @@ def test_names_sizes_and_words() -> None:
         named("pilots")
     with pytest.raises(BadValue, match="got 0"):
         named("plain", 0)
+    assert worded("pilot") == named("pilot")
+    assert worded("pilot@112") == named("pilot", 112)
+    for wrong in ("pilot@", "pilot@big", "pilot@-1"):
+        with pytest.raises(BadValue, match="as in pilot@384"):
+            worded(wrong)
 
 
 def test_no_images_give_no_views() -> None:

@@ -7,7 +7,7 @@ import doctest
 import numpy as np
 import pytest
 
-from clbench.errors import ClbenchError
+from clbench.errors import ClbenchError, UnknownName
 from clbench.record import Record
 from clbench.report import triangle
 
@@ -34,6 +34,50 @@ def test_every_number_stands_under_its_task() -> None:
         ["invalid,", "at", "the", "end", "60.0", "10.0"],
     ]
     assert lines[-1] == "average 70.00, forgetting 50.00, BWT -50.00"
+
+
+MARKED = TEXT.model_copy(
+    update={
+        "other_scores": {"lenient": ((None, None), (1.0, None), (0.75, 0.95)), **TEXT.other_scores},
+        "other_floors": {"lenient": (0.5, 0.3)},
+    }
+)
+
+
+def test_other_marks_of_the_last_round_stand_below_the_floor() -> None:
+    lines = triangle.text(MARKED).splitlines()
+    assert [line.split() for line in lines[4:7]] == [
+        ["floor", "40.0", "25.0"],
+        ["lenient,", "at", "the", "end", "75.0", "95.0"],
+        ["invalid,", "just", "learned", "5.0", "10.0"],
+    ]
+    assert "lenient: other marks of the same answers" in lines[-2]
+    assert triangle.facts(MARKED, None)["other_floors"] == {"lenient": (0.5, 0.3)}
+
+
+def test_a_run_by_another_of_its_marks() -> None:
+    nothing = float("nan")
+    outcomes = {
+        "tasks": np.array([0] * 10 + [1] * 30),
+        **{f"score_{i}": np.zeros(40) for i in (1, 2)},
+        "lenient_1": np.array([1.0] * 4 + [nothing] * 36),
+        "lenient_2": np.ones(40),
+    }
+    record, seen = triangle.marked(MARKED, outcomes, "lenient")
+    lines = triangle.text(record, seen).splitlines()
+    assert lines[0].endswith("lenient in %")
+    assert [line.split() for line in lines[2:6]] == [
+        ["1", "a", "100.0±24.5"],
+        ["2", "b", "75.0", "95.0"],
+        ["floor", "50.0", "30.0"],
+        ["strict,", "at", "the", "end", "50.0", "90.0"],
+    ]
+    assert lines[-1] == "average 85.00, forgetting 25.00, BWT -25.00"
+    assert triangle.marked(MARKED, outcomes, "strict") == (MARKED, outcomes)
+    assert triangle.marked(MARKED, None, "lenient")[1] is None
+    for unknown in ("invalid", "trace"):
+        with pytest.raises(UnknownName, match="Known: lenient, strict"):
+            triangle.marked(MARKED, outcomes, unknown)
 
 
 def test_images_have_scores_alone() -> None:

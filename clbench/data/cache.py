@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clbench import datafolder
-from clbench.data.contents import data_set
-from clbench.errors import NotAvailable, StoreError
+from clbench.data.contents import DataSet, data_set
+from clbench.errors import BadValue, NotAvailable, StoreError
 
 FORMAT = 1
 """Version of the files below; one of another number is made anew."""
@@ -123,15 +123,16 @@ def open(name: str, at: Path | None = None, *, short_side: int | None = None, ve
     `verify` is set, which reads everything once.
 
     Raises UnknownName for a name that no table knows, NotAvailable where the set is not prepared, with the command
-    that prepares it, and StoreError where its files are damaged.
+    that prepares it, BadValue where the folder holds another set, and StoreError where its files are damaged.
     """
     data = data_set(name)
     home = datafolder.folder(name, at)
     folder = finished(home, short_side)
     if folder is None:
-        command = f"clbench data prepare {name}" + ("" if short_side is None else f" --short-side {short_side}")
-        raise NotAvailable(f"{data.title} is not prepared in '{home}'; run '{command}' first.")
+        raise NotAvailable(_not_prepared(data, home, at, short_side))
     manifest = read_manifest(folder)
+    if manifest.name != name:
+        raise BadValue(f"'{home}' holds '{manifest.name}', which is not '{name}': ask for it by its own name.")
     _check(folder, manifest, verify)
     return Prepared(
         name=name,
@@ -147,6 +148,17 @@ def open(name: str, at: Path | None = None, *, short_side: int | None = None, ve
         pixels_sha256=manifest.files[PIXELS].sha256,
         folder=folder,
     )
+
+
+def _not_prepared(data: DataSet, home: Path, at: Path | None, short_side: int | None) -> str:
+    """What is missing, and how to come by it."""
+    command = f"clbench data prepare {data.name}" + ("" if short_side is None else f" --short-side {short_side}")
+    others = ", ".join(f"'{folder.name}'" for folder in copies(home))
+    found = f" ({others} there is of another size)" if others else ""
+    missing = f"{data.title} is not prepared in '{home}'{found}"
+    if at is None:
+        return f"{missing}; run '{command}' first."
+    return f"{missing}; run '{command} --from {at}' first, and then leave the folder out."
 
 
 def variant(short_side: int | None) -> str:

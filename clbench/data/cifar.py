@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def load(path: Path) -> dict[str, Any]:
         raise BadValue(f"'{path.name}' is damaged ({type(error).__name__}); fetch the archive again.") from error
     if not isinstance(content, dict):
         raise BadValue(f"'{path.name}' holds a {type(content).__name__} instead of a dictionary.")
-    return content
+    return {name: value.array if isinstance(value, _Array) else value for name, value in content.items()}
 
 
 def _images(path: Path, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -70,7 +70,11 @@ def _images(path: Path, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Gives our own stand-ins for the few names that a pickled array needs, and no others."""
+    """Gives our own stand-ins for the few names that a pickled array needs, and no others.
+
+    No array of NumPy is within the file's reach while it is read: one that is told its own type and flags, as pickles
+    tell them, would take bytes for addresses.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         """What `module.name` stands for; BadValue for all but arrays."""
@@ -80,18 +84,71 @@ class _PlainUnpickler(pickle.Unpickler):
         return known
 
 
-def _empty(kind: object, shape: object, typecode: object) -> NDArray[np.uint8]:
-    """An array for the pickle to fill."""
-    return np.empty(0, np.uint8)
+class _Plain:
+    """What a pickle cannot change: without this it may set any attribute, for all files that are read later."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise BadValue("a file wants to change how it is read and is refused: it is not a data set.")
 
 
-def _filled(content: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> NDArray[Any]:
-    return np.frombuffer(content, dtype).reshape(shape, order=order)
+class _Callable(_Plain):
+    """A function that a pickle may call."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> object:
+        return self._function(*arguments)
 
 
-def _dtype(name: str, align: object = False, copy: object = False) -> np.dtype[Any]:
-    """Without the two flags: old pickles give numbers for them, of which NumPy warns."""
-    return np.dtype(str(name))
+class _Number(_Plain):
+    """A type of numbers: neither objects nor texts, nor several in one."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: str) -> None:
+        self.dtype = np.dtype(name)
+        if self.dtype.kind not in "biuf":
+            raise BadValue(f"a file holds an array of '{name[:40]}' and is refused: a data set is made of numbers.")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])  # the rest is about types that are refused
+
+
+class _Array(_Plain):
+    """An array, perhaps still to be filled."""
+
+    __slots__ = ("array",)
+
+    def __init__(self) -> None:
+        self.array: NDArray[Any] = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, number, by_columns, content = state
+        self.fill(content, number, shape, "F" if by_columns else "C")
+
+    def fill(self, content: bytes | str, number: _Number, shape: tuple[int, ...], order: Any) -> None:
+        if isinstance(content, str):  # the published files are of Python 2, which knew no other bytes
+            content = content.encode("latin1")
+        self.array = np.frombuffer(content, number.dtype).reshape(shape, order=order)
+
+
+def _empty(kind: object, shape: object, typecode: object) -> _Array:
+    return _Array()
+
+
+def _filled(content: bytes | str, number: _Number, shape: tuple[int, ...], order: Any) -> _Array:
+    array = _Array()
+    array.fill(content, number, shape, order)
+    return array
+
+
+def _number(name: object, align: object = False, copy: object = False) -> _Number:
+    return _Number(str(name))
 
 
 def _bytes(text: str, encoding: str) -> bytes:
@@ -99,10 +156,10 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_STAND_INS: dict[tuple[str, str], object] = {
-    ("numpy.core.multiarray", "_reconstruct"): _empty,
-    ("numpy.core.numeric", "_frombuffer"): _filled,
+_STAND_INS: Mapping[tuple[str, str], object] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Callable(_empty),
+    ("numpy.core.numeric", "_frombuffer"): _Callable(_filled),
     ("numpy", "ndarray"): "ndarray",  # an argument of the first, never called
-    ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): _bytes,
+    ("numpy", "dtype"): _Callable(_number),
+    ("_codecs", "encode"): _Callable(_bytes),
 }

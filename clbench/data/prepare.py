@@ -15,11 +15,11 @@ from clbench import datafolder
 from clbench.data import cache, cifar, cub, folders, imagenet_r
 from clbench.data.build import build
 from clbench.data.cache import Report
-from clbench.data.contents import CONTENTS, DataSet, Family, data_set
+from clbench.data.contents import CONTENTS, Archive, DataSet, Family, data_set
 from clbench.data.fetch import fetch, verify
 from clbench.data.found import Found
 from clbench.data.unpack import unpack
-from clbench.errors import BadValue, StoreError
+from clbench.errors import BadValue, NotAvailable, StoreError
 from clbench.files import explain, set_aside
 from clbench.lease import Watch, held
 
@@ -47,7 +47,7 @@ def prepare(
     left is removed and its work done again, but a download goes on where it stopped.
 
     Raises UnknownName; BadValue where the source is damaged or another data set, naming archive and file; NotAvailable
-    where it cannot be had, saying which file to put where; StoreError where the disk is full or another process is
+    where it cannot be had, saying which files to put where; StoreError where the disk is full or another process is
     at the same.
     """
     data = data_set(name)
@@ -92,8 +92,11 @@ def _prepare(data: DataSet, home: Path, source: Path | None, short_side: int | N
     except OSError as error:
         raise StoreError(explain(error, unfinished)) from error
     try:
-        given = _given(data, home, source, report)
-        lists, list_words = _lists(data, home, given, report)
+        try:
+            given = _given(data, home, source, report)
+            lists, list_words = _lists(data, home, given, report)
+        except NotAvailable as error:
+            raise NotAvailable(f"{error}{_others(data, home, source)}") from error
         if given.is_dir():
             root, words = given, f"the folder {given.name}"
         else:
@@ -164,11 +167,26 @@ def _lists(data: DataSet, home: Path, given: Path, report: Report) -> tuple[dict
     lists: dict[str, Path] = {}
     words = []
     for archive in data.lists:
-        places = (given / archive.file, given.parent / archive.file, home / archive.file)
-        path = next((place for place in places if place.is_file()), None)
+        path = _list(archive, home, given)
         lists[archive.file] = path or fetch(archive, home / archive.file, data, report)
         words.append(f"{archive.file} ({verify(lists[archive.file], archive, data, report)})")
     return lists, words
+
+
+def _list(archive: Archive, home: Path, given: Path) -> Path | None:
+    places = (given / archive.file, given.parent / archive.file, home / archive.file)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _others(data: DataSet, home: Path, source: Path | None) -> str:
+    """The files that are wanted besides the first that could not be had, so that one journey brings them all."""
+    archive = data.archive
+    here = source is not None or any((home / name).exists() for name in (archive.file, data.folder))
+    missing = [] if here else [archive]
+    missing += [each for each in data.lists if _list(each, home, source or home / archive.file) is None]
+    if len(missing) < 2:
+        return ""
+    return f" Bring along, to the same folder: {', '.join(f'{each.file} from {each.url}' for each in missing[1:])}."
 
 
 @contextlib.contextmanager

@@ -73,6 +73,8 @@ def _zip(archive: Path, target: Path, room: int) -> Iterator[str]:
         for member in file.infolist():  # what is said to be a link is written as a file that holds its target
             yield member.filename
             path = PurePosixPath(member.filename.replace("\\", "/"))
+            if not path.parts:
+                raise _Strange("a file in it has no name")
             if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
                 raise _Escape(member.filename)
             room = _left(room, member.file_size)

@@ -334,4 +334,7 @@ def _word(value: Any) -> str:
         return "unset"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return clean(", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value))
+    if not isinstance(value, list | tuple):
+        return clean(str(value))
+    words = [str(word) for word in value]
+    return clean((" " if all(word.endswith(".") for word in words) else ", ").join(words) or "none")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench import metrics
-from clbench.errors import ClbenchError
+from clbench.errors import ClbenchError, UnknownName
 from clbench.metrics import Undefined
 from clbench.record import Record
 from clbench.report.grid import DASH, clean
@@ -62,21 +62,39 @@ def _scores(outcomes: Outcomes, number: int) -> NDArray[Any] | None:
     return np.where(answers < 0, np.nan, (answers == labels).astype(np.float64))
 
 
+def marked(record: Record, outcomes: Outcomes | None, score: str) -> tuple[Record, Outcomes | None]:
+    """The same run and answers with `score`, another mark of them, in the place of the suite's own.
+
+    Raises UnknownName where the answers were not marked so.
+    """
+    marks = {record.score_name: record.scores, **record.other_scores}
+    known = [name for name in marks if name != INVALID]
+    if score not in known:
+        raise UnknownName(f"score of {caption(record)}", score, known)
+    if score == record.score_name:
+        return record, outcomes
+    chosen, floors = marks.pop(score), record.other_floors.get(score, ())
+    changed = {"score_name": score, "scores": chosen, "other_scores": marks, "floors": floors, "other_floors": {}}
+    if outcomes is not None:
+        rounds = [number for number in range(len(chosen)) if f"{score}_{number}" in outcomes]
+        outcomes = {"tasks": outcomes["tasks"], **{f"score_{i}": outcomes[f"{score}_{i}"] for i in rounds}}
+    return record.model_copy(update=changed), outcomes
+
+
 def facts(record: Record, outcomes: Outcomes | None) -> dict[str, Any]:
     """Everything that `text` shows, as fractions, for JSON. Raises ClbenchError where the run has no scores."""
     _refuse_without_scores(record)
     plain = {name: getattr(record, name) for name in ("suite", "method", "variant", "seed", "key", "score_name")}
-    further = {"tasks": record.tasks, "scores": record.scores, "floors": record.floors}
-    widths = half_widths(record, outcomes)
-    return {**plain, **further, "half_widths": widths, "other_scores": record.other_scores, **_summary(record)}
+    further = {name: getattr(record, name) for name in ("tasks", "scores", "floors", "other_scores", "other_floors")}
+    return {**plain, **further, "half_widths": half_widths(record, outcomes), **_summary(record)}
 
 
 def text(record: Record, outcomes: Outcomes | None = None, width: int = 120) -> str:
     """Scores in percent: a line for each task learned, a column for each task asked; at most `width` wide.
 
     ± is half of a 95 % interval, where a round asked a sample. Below the triangle stand what the most frequent answer
-    scores and how many answers have not the form of one, where that was measured. Raises ClbenchError where the run
-    has no scores.
+    scores, what the answers score at the end by their other marks, and how many have not the form of one, where that
+    was measured. Raises ClbenchError where the run has no scores.
     """
     _refuse_without_scores(record)
     names = [clean(name) for name in record.tasks]
@@ -84,7 +102,12 @@ def text(record: Record, outcomes: Outcomes | None = None, width: int = 120) -> 
     blocks = _folded([head, *_lines(record, names, half_widths(record, outcomes))], width)
     explained = ["a line: after the task was learned; a column: the task asked"]
     if record.floors:
-        explained.append("floor: the most frequent training answer")
+        explained.append(
+            "floor: a constant answer, the most frequent of training (of long texts, none if that scores more)"
+        )
+    others = [name for name in record.other_scores if name != INVALID]
+    if others:
+        explained.append(f"{', '.join(map(clean, others))}: other marks of the same answers (--score shows each round)")
     if INVALID in record.other_scores:
         explained.append("invalid: answers that have not the form of one")
     summary = ", ".join(f"{name} {_said(value)}" for name, value in _summary(record).items())
@@ -110,12 +133,15 @@ def _said(value: float | Undefined) -> str:
 
 
 def _lines(record: Record, names: Sequence[str], widths: Mapping[int, Sequence[float]]) -> Iterator[Line]:
-    """The rounds that were scored, then floors and invalid answers."""
+    """The rounds that were scored, then floors, other marks and invalid answers."""
     for number, scores in enumerate(record.scores):
         if any(score is not None for score in scores):
             yield _after(record, names, number), _cells(scores, widths.get(number, ()))
     if record.floors:
         yield "floor", _cells(record.floors)
+    for name, matrix in record.other_scores.items():
+        if name != INVALID:
+            yield f"{clean(name)}, at the end", _cells(matrix[-1])
     invalid = record.other_scores.get(INVALID)
     if invalid:
         learned = [invalid[number + 1][number] for number in range(len(names))]

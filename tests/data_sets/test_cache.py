@@ -10,11 +10,15 @@ import pytest
 from PIL import Image
 
 from clbench.data import build, cache, contents, found
-from clbench.data.prepare import state
+from clbench.data.prepare import prepare, state
 from clbench.errors import BadValue, NotAvailable, StoreError, UnknownName
 from clbench.lease import Watch, held
 
 Shelf, Make = Any, Any
+
+
+def silent(what: str, done: int, total: int | None) -> None:
+    """A report to nobody."""
 
 
 @pytest.fixture
@@ -48,6 +52,24 @@ def test_what_is_not_prepared_is_asked_for_with_its_command(shelf: Shelf) -> Non
         cache.open("cub200", short_side=256)
     with pytest.raises(UnknownName, match="Did you mean 'cub200'"):
         cache.open("cub20")
+
+
+def test_where_only_another_size_is_prepared_that_is_said(shelf: Shelf, tmp_path: Path) -> None:
+    made = shelf.add("cub200")
+    small = shelf.prepare("cub200", made.unpacked(tmp_path / "unpacked"), short_side=4)
+    with pytest.raises(NotAvailable, match=rf"\('{small.folder.name}' there is of another size\); run 'clbench data"):
+        cache.open("cub200")
+    with pytest.raises(NotAvailable, match=rf"prepare cub200 --from {tmp_path}' first, and then leave the folder out"):
+        cache.open("cub200", tmp_path)
+
+
+def test_a_set_is_not_taken_for_another(birds: Shelf) -> None:
+    """A subset must be asked for by its own name, wherever it lies."""
+    home = birds.home("cub200")
+    for asked in (lambda: cache.open("cifar100", home), lambda: prepare("cifar100", None, silent, at=home)):
+        with pytest.raises(BadValue, match=f"'{home}' holds 'cub200', which is not 'cifar100'"):
+            asked()
+    assert len(cache.open("cub200")) == 6
 
 
 def test_a_file_of_another_size_is_noticed_at_once(birds: Shelf) -> None:

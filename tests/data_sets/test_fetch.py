@@ -7,7 +7,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,26 @@ def test_without_the_internet_the_file_and_its_place_are_named(tmp_path: Path) -
 def test_what_is_fetched_by_hand_is_named_with_its_home_page(shelf: Shelf) -> None:
     with pytest.raises(NotAvailable, match=r"PACS\.zip of PACS.* by hand, from https://.*put it at '.*pacs/PACS\.zip'"):
         shelf.prepare("pacs")
+
+
+def test_all_missing_files_are_named_at_once(shelf: Shelf, tmp_path: Path) -> None:
+    """Whoever carries them from another machine goes once."""
+    made = shelf.add("imagenet-r")
+    nowhere = "http://127.0.0.1:9"
+    lists = tuple(replace(each, url=f"{nowhere}/{each.file}") for each in data_set("imagenet-r").lists)
+    shelf.change("imagenet-r", archive=Archive("imagenet-r.tar", f"{nowhere}/imagenet-r.tar"), lists=lists)
+    home = shelf.home("imagenet-r")
+    with pytest.raises(NotAvailable) as told:
+        shelf.prepare("imagenet-r")
+    assert str(told.value).startswith("imagenet-r.tar could not be downloaded")
+    assert f"put it at '{home}/imagenet-r.tar'" in str(told.value)
+    both = ", ".join(f"{each.file} from {each.url}" for each in lists)
+    assert str(told.value).endswith(f" Bring along, to the same folder: {both}.")
+    archive = made.archive(tmp_path / "imagenet-r.tar")
+    (tmp_path / lists[0].file).unlink()
+    with pytest.raises(NotAvailable, match=r"PATH'\.$") as told:
+        shelf.prepare("imagenet-r", archive)
+    assert f"put it at '{home}/{lists[0].file}'" in str(told.value)
 
 
 def test_a_data_set_is_downloaded_and_prepared(site: Site, shelf: Shelf, tmp_path: Path) -> None:
@@ -273,6 +293,16 @@ def test_paths_of_another_system_are_refused_too(name: str, tmp_path: Path) -> N
     with zipfile.ZipFile(tmp_path / "some.zip", "w") as pack:
         pack.writestr(name, "harm")
     with pytest.raises(BadValue, match="wants to write outside its folder"):
+        unpack(tmp_path / "some.zip", tmp_path / "out", silent)
+
+
+@pytest.mark.parametrize("name", ["", ".", "./"])
+def test_a_file_without_a_name_is_refused(name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as pack:
+        member = zipfile.ZipInfo("name")
+        member.filename = name
+        pack.writestr(member, "harm")
+    with pytest.raises(BadValue, match=r"some\.zip' is refused: a file in it has no name"):
         unpack(tmp_path / "some.zip", tmp_path / "out", silent)
 
 

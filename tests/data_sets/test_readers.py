@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clbench.data import cifar, contents, imagenet_r
+from clbench.data import contents, imagenet_r
 from clbench.errors import BadValue, NotAvailable
 
 Shelf, Make = Any, Any
@@ -74,41 +74,6 @@ def test_cifar_keeps_every_pixel_and_the_order_of_meta(protocol: int, shelf: She
     np.testing.assert_array_equal(ready.images.pixels(17), rows[17])
     assert ready.targets.tolist() == train["fine_labels"] + test["fine_labels"]
     assert ready.class_names == ("apple", "bear", "cloud")
-
-
-def test_pickles_of_old_numpy_are_read(tmp_path: Path) -> None:
-    """Its names for the parts of an array, and a number for the flag `align`: the published files have both."""
-    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    text = pickle.dumps({"data": array}, protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-    flags = text.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
-    assert flags != text
-    (tmp_path / "train").write_bytes(flags)
-    np.testing.assert_array_equal(cifar.load(tmp_path / "train")["data"], array)
-
-
-class Harm:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.target}",)
-
-
-def test_a_pickle_that_would_run_a_program_is_refused_by_name(shelf: Shelf, make: Make, tmp_path: Path) -> None:
-    made = make["cifar100"]()
-    made.files["cifar-100-python/train"] = pickle.dumps({"data": Harm(tmp_path / "harm"), "fine_labels": []})
-    shelf.add("cifar100", made)
-    archive = made.archive(tmp_path / "cifar-100-python.tar.gz")
-    with pytest.raises(BadValue, match=r"cifar-100-python\.tar\.gz': .*'posix\.system'"):
-        shelf.prepare("cifar100", archive)
-    assert not (tmp_path / "harm").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"\x80\x02}q", b"noise", pickle.dumps([1])])
-def test_a_damaged_pickle_is_named(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "meta").write_bytes(content)
-    with pytest.raises(BadValue, match="'meta'"):
-        cifar.load(tmp_path / "meta")
 
 
 @pytest.mark.parametrize(

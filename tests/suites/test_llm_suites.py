@@ -53,6 +53,31 @@ def test_defaults_meant_for_images_are_others_on_text() -> None:
     assert rows["sd-lora"].model_dump()["magnitude_rate"] == 10
 
 
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("trace", 4000), ("trace-500", 400), ("trace-15", 750), ("olora-order1", 3300), ("olora-order4", 5565)],
+)
+def test_traces_replay_may_keep_the_tenth_of_every_task(name: str, rows: int) -> None:
+    kept = [
+        dict(one.settings).get("buffer_samples") for one in catalog.suite(name).contenders if one.method == "replay"
+    ]
+    assert kept == [None, rows]
+
+
+def test_no_row_is_declined_where_the_files_are_as_published(tmp_path: Path) -> None:
+    for name, shape in _trace.TASKS.items():
+        (tmp_path / "LLM-CL-Benchmark_500" / name).mkdir(parents=True)
+        for part, count in (("train", 500), ("eval", 3), ("test", 3)):
+            said = [{"prompt": f"{shape.prefix}{part}{i}{shape.cue}", "answer": "A"} for i in range(count)]
+            (tmp_path / "LLM-CL-Benchmark_500" / name / f"{part}.json").write_text(json.dumps(said), encoding="utf-8")
+    for name in ("trace-500", "trace-500-compat"):
+        suite = catalog.suite(name, files=Files(folder=tmp_path))
+        stream = suite.stream()
+        assert [why for row in catalog.rows(suite, [], {}) if (why := row.method.unsupported(stream))] == []
+        (code,) = [task.train.task for task in stream if task.train.task.kind == "code"]  # type: ignore[attr-defined]
+        assert code.answer_tokens == (512 if name.endswith("compat") else 64)
+
+
 def test_the_passes_are_those_of_the_scripts() -> None:
     suite = catalog.suite("trace")
     assert list(_trace.TASKS)[2] == "MeetingBank"
@@ -88,6 +113,12 @@ def test_a_folder_without_the_release_is_a_data_set_of_its_own(own: Path) -> Non
     (row,) = catalog.rows(suite, ["seqlora"], {})
     assert row.variant == ""  # the recipe is this data's own
     assert any("first: Scored as 'letter'" in note for note in suite.notes(suite.stream()))
+
+
+def test_a_part_of_the_download_that_is_no_release_is_a_data_set_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "LLM-CL-Benchmark_Reasoning" / "MeetingBank")
+    suite = catalog.suite("trace", files=Files(folder=tmp_path / "LLM-CL-Benchmark_Reasoning"))
+    assert [task.train.task.kind for task in suite.stream()] == ["summary"]  # type: ignore[attr-defined]
 
 
 def test_the_release_is_read_in_the_form_that_the_suite_names(tmp_path: Path) -> None:

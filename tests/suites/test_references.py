@@ -64,11 +64,16 @@ def test_figures_of_the_papers() -> None:
     assert value("imagenet-r-parity-pilot", "sd-lora", "avg_incremental_accuracy") == [82.04]
     assert value("imagenet-r-20", "hide-prompt", "avg_accuracy") == [73.59]
     assert value("cifar100-20x5", "ease", "avg_accuracy_pooled") == [85.80]
+    assert value("cub200", "ease", "avg_accuracy_pooled") == [86.81]
+    assert value("imagenet-r", "ease", "avg_accuracy_pooled") == [70.58]
+    assert value("cub200", "ncm", "avg_accuracy_pooled") == [86.73]
     assert value("cifar100-parity-coda", "inflora", "avg_accuracy", source="0.73") == [86.51]
     assert value("cifar100-parity-pilot", "slca", "avg_accuracy", "no alignment") == [88.86]
     one_b = [r.value for r in ALL["trace-500"] if r.protocol.get("backbone") == "llama-3.2-1b-instruct"]
     assert {29.73, -17.03, 482, 36.14, -7.36, 179} <= set(one_b)
     assert value("trace-15", "treelora", "bwt_treelora", "paper's epochs") == [-6.41]
+    assert value("trace-500", "treelora", "avg_accuracy", "paper's epochs", "three tasks") == [45.59]
+    assert value("trace-500", "gem", "bwt_treelora", source="three tasks") == [-16.25]
     assert value("olora-order6", "olora", "avg_accuracy", source="O-LoRA") == [72.17]
     assert value("trace", "seqlora", "bwt_trace") == [-45.7]
 
