@@ -128,6 +128,11 @@ class Suite:
         if self.reads is None:
             raise BadValue(f"the suite '{self.name}' makes its tasks itself; leave out --from and --task.")
         if files.folder is not None and not files.folder.expanduser().is_dir():
+            if files.folder.expanduser().is_file():
+                raise NotAvailable(
+                    f"'{files.folder}' is a file, and --from takes a folder: unpack an archive of text, and let "
+                    "'clbench data prepare' take one of images."
+                )
             raise NotAvailable(f"no folder at '{files.folder}'; pass --from FOLDER with the data of '{self.name}'.")
         return self.reads(files)
 

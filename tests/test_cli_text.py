@@ -115,6 +115,7 @@ def test_a_dry_run_tells_the_memory_before_it_needs_data(tmp_path: Path, monkeyp
     [
         (["tiny", "--from", "."], "makes its tasks itself; leave out --from"),
         (["trace", "--from", "nowhere"], "no folder at 'nowhere'"),
+        (["trace", "--from", __file__], "is a file, and --from takes a folder: unpack"),
         (["trace", "--task", "FOMX"], "Did you mean 'FOMC'"),
         (["trace-tiny", "--backbone", "nano"], "no backbone called 'nano'"),
         (["trace-tiny", "--weights", "4bit"], "Known: default, random"),
