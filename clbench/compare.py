@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -64,9 +65,10 @@ class Request:
         return [catalog.current_fingerprint(spec) for spec in self.methods]
 
     def built(self) -> tuple[Suite, list[Row]]:
-        """The suite as it was asked for, and the methods to compare on it."""
+        """The suite as it was asked for, whose stream is made but once, and the methods to compare on it."""
         said = catalog.settings(self.settings)
         suite = self._suite(said.pop("recipe", {}), said.pop("suite", {}))
+        suite = replace(suite, make_stream=functools.cache(suite.make_stream))
         return suite, catalog.rows(suite, self.methods, said)
 
     def cells(
@@ -155,7 +157,7 @@ def _lead(
         with _patience("loading PyTorch and Avalanche"):
             suite, rows = _built(request, means)
             if dry_run:
-                _print_memory(suite, rows, means.processes)
+                _print_memory(suite, rows, request.order_seed, means.processes)
             stream, cells = request.cells(suite, rows, device_kind, deterministic, means.processes)
         keys = [cell.key for cell in cells]
         with _determinism(deterministic):
@@ -190,11 +192,11 @@ def _patience(what: str) -> contextlib.AbstractContextManager[object]:
     return console.status(what) if console.is_terminal else contextlib.nullcontext()
 
 
-def _print_memory(suite: Suite, rows: Sequence[Row], processes: int) -> None:
+def _print_memory(suite: Suite, rows: Sequence[Row], order_seed: int, processes: int) -> None:
     """What each method will need, where that can be told from shapes; before any file of weights is read."""
     from clbench import memory
 
-    lines, reasons = memory.told(suite, rows, processes)
+    lines, reasons = memory.told(suite, rows, lambda: suite.stream(order_seed).classes, processes)
     each = [f"in each of {processes} processes:"] if processes > 1 else []
     typer.echo("\n".join([memory.TITLE, *each, views.columns(lines), *reasons, ""]))
 

@@ -10,7 +10,6 @@ the tasks) is not foreseen.
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clbench import backbones
-from clbench.errors import NotAvailable
 from clbench.method import Method, Workbench
 from clbench.model import Classifier, Extent
 from clbench.plan import Row
@@ -63,21 +61,22 @@ class Forecast:
         return self.weights + self.adapters + self.gradients + self.optimiser + self.activations
 
 
-def told(suite: Suite, rows: Sequence[Row], processes: int = 1) -> tuple[list[tuple[str, ...]], list[str]]:
+def told(
+    suite: Suite, rows: Sequence[Row], classes: Callable[[], int], processes: int = 1
+) -> tuple[list[tuple[str, ...]], list[str]]:
     """A head and a line for each method, in MiB, and a sentence for each that nothing can be told of.
 
-    Where `processes` share each batch, for one of them. Raises NotAvailable where the backbone's configuration cannot
-    be had, and what making the stream raises where classes must be counted.
+    `classes()`, asked for a head, counts those of the stream. Where `processes` share each batch, for one of them.
+    Raises what `classes()` and `backbones.outline` raise: that is wrong with every row.
     """
     lines, reasons = [HEADS], list[str]()
-    classes = functools.cache(lambda: suite.stream().classes)
     for row in rows:
         own = ", ".join(word for word in row.variant.split(", ") if not word.startswith("recipe."))  # those of all rows
         name = f"{row.method.name} ({own})" if own else row.method.name
+        recipe = _of_each(row.recipe or suite.recipe, processes)
+        model = _outline(suite, recipe, classes)
         try:
-            found = forecast(suite, row.method, _of_each(row.recipe or suite.recipe, processes), classes)
-        except NotAvailable:
-            raise
+            found = _forecast(model, row.method, recipe)
         except Exception as error:  # whatever a method may raise where there are no numbers
             why = str(error).partition("\n")[0] or type(error).__name__
             reasons.append(f"{name}: nothing can be told before it runs ({why})")
@@ -97,11 +96,17 @@ def forecast(suite: Suite, method: Method, recipe: Recipe, classes: Callable[[],
     Raises NotAvailable where the backbone's configuration cannot be had, and what the method raises where it cannot
     be put on this backbone.
     """
-    precision, nowhere = _precision(recipe), torch.device("meta")
-    model = backbones.outline(suite.backbone, precision, classes, suite.remote_code)
+    return _forecast(_outline(suite, recipe, classes), method, recipe)
+
+
+def _outline(suite: Suite, recipe: Recipe, classes: Callable[[], int]) -> Classifier:
+    return backbones.outline(suite.backbone, _precision(recipe), classes, suite.remote_code)
+
+
+def _forecast(model: Classifier, method: Method, recipe: Recipe) -> Forecast:
     model.freeze_body()
     backbone = list(model.body.parameters())
-    method.plugins(Workbench(model, recipe, nowhere, max(1, len(recipe.task_epochs)), 0))
+    method.plugins(Workbench(model, recipe, torch.device("meta"), max(1, len(recipe.task_epochs)), 0))
     trained, kept = model.trainable() if method.schedule != "none" else [], method.resources()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _on_the_processor(model)

@@ -128,7 +128,7 @@ def test_a_hook_that_names_the_batch_is_seen_before_anything_is_learned() -> Non
 def test_the_forecast_is_of_one_process_and_its_share() -> None:
     suite = catalog.suite("tiny-text", {"batch_size": "32"})
     rows = catalog.rows(suite, ["seqlora"], {})
-    (_, whole), (_, share) = (memory.told(suite, rows, processes)[0] for processes in (1, 2))
+    (_, whole), (_, share) = (memory.told(suite, rows, int, processes)[0] for processes in (1, 2))
     place = memory.HEADS.index("activations")
     assert float(share[place]) < float(whole[place]) < 2.5 * float(share[place])
     assert share[1:5] == whole[1:5]

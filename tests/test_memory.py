@@ -10,7 +10,7 @@ import torch
 from clbench import backbones, catalog, memory, plan, runner
 from clbench.backbones import vision
 from clbench.backbones.tags import TaggedSource
-from clbench.errors import NotAvailable
+from clbench.errors import BadValue, NotAvailable
 from clbench.method import Method, Workbench
 from clbench.padding import PROMPT
 from clbench.strategy import Strategy
@@ -140,7 +140,7 @@ def test_billions_of_weights_are_never_made() -> None:
 def test_what_cannot_be_told_says_so() -> None:
     chosen = suite()
     rows = catalog.rows(chosen, ["seqlora", "ranpac"], {})
-    lines, reasons = memory.told(chosen, rows)
+    lines, reasons = memory.told(chosen, rows, lambda: chosen.stream().classes)
     assert [line[0] for line in lines] == ["method", "seqlora"]
     assert len(reasons) == 1
     assert reasons[0].startswith("ranpac: nothing can be told before it runs (")
@@ -204,7 +204,7 @@ def test_large_transformers_are_told_of_without_their_weights(backbone: str, mon
 
 def test_all_methods_of_a_suite_of_images_are_told_of_in_one_table() -> None:
     tiny = catalog.suite("tiny")
-    lines, reasons = memory.told(tiny, catalog.rows(tiny, ["seqlora", "icl"], {}))
+    lines, reasons = memory.told(tiny, catalog.rows(tiny, ["seqlora", "icl"], {}), lambda: 8)
     assert [line[0] for line in lines] == ["method", "seqlora"]
     assert reasons == ["icl: nothing can be told before it runs (AssertionError)"]
 
@@ -239,9 +239,18 @@ def test_data_that_are_not_here_are_said(tmp_path: Any, monkeypatch: pytest.Monk
     monkeypatch.setenv("CLBENCH_DATA", str(tmp_path))
     chosen = catalog.suite("cifar100")
     with pytest.raises(NotAvailable, match="clbench data prepare cifar100"):
-        memory.told(chosen, catalog.rows(chosen, ["seqlora"], {}))
+        memory.told(chosen, catalog.rows(chosen, ["seqlora"], {}), lambda: chosen.stream().classes)
 
 
 def test_a_missing_configuration_is_said(tmp_path: Any) -> None:
     with pytest.raises(NotAvailable, match="no configuration of a language model"):
         told("seqlora", backbone=f"hf:none@{tmp_path}")
+
+
+def test_what_is_wrong_with_the_stream_is_said_once() -> None:
+    def none() -> int:
+        raise BadValue("no such order")
+
+    tiny = catalog.suite("tiny")
+    with pytest.raises(BadValue, match="no such order"):
+        memory.told(tiny, catalog.rows(tiny, ["seqlora", "ewc"], {}), none)

@@ -44,7 +44,7 @@ def half_widths(record: Record, outcomes: Outcomes | None) -> dict[int, list[flo
     found: dict[int, list[float]] = {}
     for number, scores in enumerate(record.scores):
         asked = _scores(outcomes, number) if outcomes is not None and any(s is not None for s in scores) else None
-        if asked is None or outcomes is None:
+        if asked is None or outcomes is None or "tasks" not in outcomes:
             continue
         mine = [asked[outcomes["tasks"] == task] for task, score in enumerate(scores) if score is not None]
         if any(np.isnan(part).any() for part in mine):
@@ -76,8 +76,8 @@ def marked(record: Record, outcomes: Outcomes | None, score: str) -> tuple[Recor
     chosen, floors = marks.pop(score), record.other_floors.get(score, ())
     changed = {"score_name": score, "scores": chosen, "other_scores": marks, "floors": floors, "other_floors": {}}
     if outcomes is not None:
-        rounds = [number for number in range(len(chosen)) if f"{score}_{number}" in outcomes]
-        outcomes = {"tasks": outcomes["tasks"], **{f"score_{i}": outcomes[f"{score}_{i}"] for i in rounds}}
+        names = {"tasks": "tasks", **{f"{score}_{number}": f"score_{number}" for number in range(len(chosen))}}
+        outcomes = {new: outcomes[name] for name, new in names.items() if name in outcomes}
     return record.model_copy(update=changed), outcomes
 
 
