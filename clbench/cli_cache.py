@@ -9,7 +9,7 @@ import typer
 
 
 def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False) -> None:
-    """See, or clear, what runs with CLBENCH_CACHE=on keep of frozen backbones; $CLBENCH_CACHE_GIB limits how much."""
+    """See, or clear, features of frozen backbones that runs keep; $CLBENCH_CACHE_GIB limits them, CLBENCH_CACHE=off."""
     from clbench import views
     from clbench.featurecache import FeatureCache
 

@@ -1,4 +1,4 @@
-"""Features of the untouched backbone on disk, so that no test image is looked at twice for the same numbers.
+"""Features of the untouched backbone on disk, so that no image is looked at twice for the same numbers.
 
 A file holds what was seen of one set of examples in order, `[n, width + 1]`: features and, last, the seconds
 that they took. Its name is a hash of all they depend on: weights, examples, transform, normalisation, precision,
@@ -50,10 +50,10 @@ class FeatureCache:
 
     @classmethod
     def wanted(cls) -> FeatureCache | None:
-        """The user's where $CLBENCH_CACHE is 'on'; None where it is 'off' or unset. Raises BadValue for others."""
-        said = os.environ.get("CLBENCH_CACHE") or "off"
+        """The user's; None where $CLBENCH_CACHE is 'off'. Raises BadValue where it is neither that nor 'on'."""
+        said = os.environ.get("CLBENCH_CACHE") or "on"
         if said not in ("on", "off"):
-            raise BadValue(f"CLBENCH_CACHE is '{said}'; set it to 'on' to reuse frozen features, or 'off'.")
+            raise BadValue(f"CLBENCH_CACHE is '{said}'; set it to 'off' to keep no frozen features, or to 'on'.")
         return cls.usual() if said == "on" else None
 
     @classmethod

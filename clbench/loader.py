@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class Loader:
 
     Each pass gives every sample once, in the order given where there is no seed. Whoever trains sets `epoch`
     and `augmented`, so that a plugin may read the loader too without changing what follows, and reads the
-    samples as they are. `part` (i, n) gives every n-th batch alone, from number i on.
+    samples as they are; of such batches `note` is told, the inputs and their places. `part` (i, n) gives every n-th
+    batch alone, from number i on.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class Loader:
         device: torch.device,
         seed: int | None,
         part: tuple[int, int] = (0, 1),
+        note: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
         self.examples, self.task_of, self.batch_size = examples, task_of.to(device), batch_size
         self.device, self.seed, self.epoch, self.augmented = device, seed, 0, False
         self.first, self.step = part
+        self.note = note
 
     def __len__(self) -> int:
         return len(range(self.first, -(-len(self.examples) // self.batch_size), self.step))
@@ -56,6 +59,8 @@ class Loader:
                 draws = generator(self.seed, "augment", self.epoch)
         for indices in order.split(self.batch_size)[self.first :: self.step]:
             inputs, targets = self.examples.batch(indices, self.device, draws)
+            if self.note is not None and draws is None:
+                self.note(inputs, indices)
             yield [inputs, targets, self.task_of[indices.to(self.device, non_blocking=True)]]
 
 

@@ -1,4 +1,4 @@
-"""Recall: what the untouched backbone says of the examples that are asked, looked at once for all rounds."""
+"""Recall: what the untouched backbone says of examples as they are, looked at once for all rounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clbench.model import Classifier, ImageClassifier
 from clbench.origin import device_name, versions
 from clbench.plan import Cell
 from clbench.protocol import digest
-from clbench.stream import Examples
+from clbench.stream import Examples, Union
 
 CHECKED = 4
 """How many examples of a file from the disk are looked at again before the others are believed."""
@@ -75,122 +75,61 @@ def _is_watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) or module.training)
 
 
-class Recall:
-    """The features of a stream's test examples, row by row, for `ImageClassifier.recall` while they are asked.
+class Frozen:
+    """The backbone as it was given to a run, what all depends on that it says, and where that is kept.
 
-    A task's examples are looked at in their own order in batches of the scoring's size, the first time that one of
-    them is asked for, or read from `cache`: so no answer depends on what was kept. What a look took is kept beside
-    its features, and is charged whenever they are recalled (`settle`). Raises nothing for what the disk has lost.
+    Made before a method attaches anything. `cache`: None keeps nothing on the disk.
     """
 
-    def __init__(self, cell: Cell, model: ImageClassifier, parts: Sequence[Examples], cache: FeatureCache) -> None:
-        self.model, self.parts, self.cache = model, tuple(parts), cache
+    def __init__(self, cell: Cell, model: ImageClassifier, cache: FeatureCache | None) -> None:
+        self.model, self.cache, self.body = model, cache, Body(model)
         recipe, card = cell.suite.recipe, cell.protocol
         self.batch_size = recipe.eval_batch_size
         self.device = next(model.body.parameters()).device
         self.autocast = recipe.precision == "bfloat16"
-        self._body = Body(model)
-        self._as_given: tuple[int, bool] | None = None  # when so often written to, in this block
-        self.terms = {
+        self._terms = {
             "clbench": [__version__, versions(), device_name(self.device)],
-            "backbone": [card.backbone, self._body.sha256],
+            "backbone": [card.backbone, self.body.sha256],
             "inputs": [card.transform, card.normalisation],
-            "asked": [recipe.precision, self.batch_size],
+            "precision": recipe.precision,
         }
-        sizes = [len(part) for part in self.parts]
-        self._first = np.cumsum([0, *sizes])
-        self._rows: Tensor | None = None  # [examples of all parts, width]
-        self._costs = torch.zeros(sum(sizes), dtype=torch.float64)  # seconds
-        self.forget()
-        self._asked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._owed = self._spent = 0.0
         self.computed = self.read = 0
         self.ignored: list[str] = []
 
-    def forget(self) -> None:
-        """Know nothing of any example; what is on the disk is read again."""
-        self._known = [False] * len(self.parts)
+    def rows(self, examples: Examples) -> Tensor:
+        """Features of all examples and, last, the seconds that they took: `[n, width + 1]` on the CPU.
 
-    @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
-        """Within the block the model recalls what it is asked for; afterwards nothing is within a learner's reach."""
-        self._owed = self._spent = 0.0
-        self._as_given = None
-        self.model.recall = self._of
-        try:
-            yield
-        finally:
-            self.model.recall = None
-            self._asked.clear()
-
-    def note(self, inputs: Tensor, places: Tensor) -> None:
-        """`inputs` `[n, …]` are the examples at `places` `[n]`, counted over all parts."""
-        self._asked[inputs] = (places, inputs._version)
-
-    def settle(self) -> float:
-        """Seconds that the last block would have taken longer without; negative where it looked at more than asked."""
-        return self._owed - self._spent
+        They are looked at in their own order in batches of the scoring's size, or read from the cache: so no answer
+        depends on what was kept. Raises nothing for what the disk has lost.
+        """
+        rounding = [self.batch_size, torch.get_num_threads(), torch.get_float32_matmul_precision()]
+        seen = [examples.sha256(), _pixels_sha256(examples)]
+        key = digest({**self._terms, "rounding": rounding, "examples": seen}, 32)
+        found = self._kept(key, examples)
+        if found is not None:
+            self.read += len(examples)
+            return found
+        found = self._looked_at(examples, self.batch_size)
+        if self.cache is not None:
+            self.cache.put(key, found.numpy())
+        self.computed += len(examples)
+        return found
 
     def notes(self) -> dict[str, Any]:
         """For the record: how many examples were looked at, how many read, and what could not be used."""
-        said = "seconds of scoring hold what recalled features took when they were computed"
+        said = "the costs hold what recalled features took when they were computed"
         return {"computed": self.computed, "read": self.read, "ignored": self.ignored, "charged": said}
-
-    def _of(self, inputs: Tensor) -> Tensor | None:
-        """The features `[n, width]` of noted inputs; None for others, and while the backbone is another."""
-        places, version = self._asked.get(inputs, (None, None))
-        asked_alike = torch.is_autocast_enabled(self.device.type) == self.autocast
-        if places is None or inputs._version != version or torch.is_grad_enabled() or not asked_alike:
-            return None
-        if not (self._body.is_untouched() and self._has_its_weights()):
-            return None
-        for part in np.unique(np.searchsorted(self._first, places.numpy(), side="right") - 1).tolist():
-            if not self._known[part]:
-                self._learn(part)
-        assert self._rows is not None
-        self._owed += float(self._costs[places].sum())
-        return self._rows[places.to(self.device, non_blocking=True)]
-
-    def _has_its_weights(self) -> bool:
-        """Looked at once a block, and when one was written to: while answers are asked for no optimiser runs."""
-        writes = self._body.writes()
-        if self._as_given is None or self._as_given[0] != writes:
-            with stopwatch(self.device) as seconds:
-                self._as_given = writes, self._body.has_its_weights()
-            self._spent += seconds[0]
-        return self._as_given[1]
-
-    def _learn(self, part: int) -> None:
-        """Fill in the rows of a part."""
-        examples, (first, last) = self.parts[part], self._first[part : part + 2].tolist()
-        with stopwatch(self.device) as seconds:
-            rounding = [torch.get_num_threads(), torch.get_float32_matmul_precision()]
-            seen = [examples.sha256(), _pixels_sha256(examples)]
-            key = digest({**self.terms, "rounding": rounding, "examples": seen}, 32)
-            found = self._kept(key, examples)
-            if found is None:
-                found = self._looked_at(examples, self.batch_size)
-                self.cache.put(key, found.numpy())
-                self.computed += len(examples)
-            else:
-                self.read += len(examples)
-            if self._rows is None:
-                self._rows = torch.zeros(len(self._costs), found.shape[1] - 1, device=self.device)
-            self._rows[first:last] = found[:, :-1].to(self.device)
-            self._costs[first:last] = found[:, -1].double()
-        self._known[part] = True
-        self._spent += seconds[0]
 
     def _kept(self, key: str, examples: Examples) -> Tensor | None:
         """What the disk holds under `key`; None where that is nothing, or not what the backbone says."""
-        kept = self.cache.get(key)
+        kept = None if self.cache is None else self.cache.get(key)
         if kept is not None and kept.shape == (len(examples), self.model.width + 1):
             rows = torch.from_numpy(kept)
             few = self._looked_at(examples, CHECKED, CHECKED)[:, :-1]
             scale = few.abs().max()
             if torch.isfinite(rows).all() and (rows[: len(few), :-1] - few).abs().max() <= TOLERANCE * scale:
                 return rows
-        if self.cache.holds(key):
+        if self.cache is not None and self.cache.holds(key):
             self.ignored.append(f"the kept features {key} are torn or not this backbone's; they were computed anew.")
         return None
 
@@ -205,11 +144,95 @@ class Recall:
         return torch.cat(found)
 
 
+class Recall:
+    """What the frozen backbone says of `parts`, row by row, for `ImageClassifier.recall` while it is asked.
+
+    All of a part is looked at, or read, the first time that one of its examples is asked for as it is, not augmented.
+    What a look took is charged whenever its features are recalled (`settle`).
+    """
+
+    def __init__(self, frozen: Frozen, parts: Sequence[Examples]) -> None:
+        self.frozen, self.parts = frozen, tuple(parts)
+        self._as_given: tuple[int, bool] | None = None  # when so often written to, in this block
+        self._first = np.cumsum([0, *(len(part) for part in self.parts)])
+        self._rows: Tensor | None = None  # [examples of all parts, width + 1], on the CPU
+        self.forget()
+        self._asked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._owed = self._spent = 0.0
+
+    def forget(self) -> None:
+        """Know nothing of any example; what is on the disk is read again."""
+        self._known = [False] * len(self.parts)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Within the block the model recalls what it is asked for; afterwards none of it is within a plugin's reach."""
+        self._owed = self._spent = 0.0
+        self._as_given = None
+        self.frozen.model.recall = self._of
+        try:
+            yield
+        finally:
+            self.frozen.model.recall = None
+            self._asked.clear()
+
+    def note(self, inputs: Tensor, places: Tensor) -> None:
+        """`inputs` `[n, …]` are the examples at `places` `[n]`, counted over all parts, as they are."""
+        self._asked[inputs] = (places, inputs._version)
+
+    def settle(self) -> float:
+        """Seconds that the last block would have taken longer without; negative where it looked at more than asked."""
+        return self._owed - self._spent
+
+    def _of(self, inputs: Tensor) -> Tensor | None:
+        """The features `[n, width]` of noted inputs; None for others, and while the backbone is another."""
+        places, version = self._asked.get(inputs, (None, None))
+        asked_alike = torch.is_autocast_enabled(self.frozen.device.type) == self.frozen.autocast
+        if places is None or inputs._version != version or torch.is_grad_enabled() or not asked_alike:
+            return None
+        if not (self.frozen.body.is_untouched() and self._has_its_weights()):
+            return None
+        for part in np.unique(np.searchsorted(self._first, places.numpy(), side="right") - 1).tolist():
+            if not self._known[part]:
+                self._learn(part)
+        assert self._rows is not None
+        rows = self._rows[places]
+        self._owed += float(rows[:, -1].double().sum())
+        return rows[:, :-1].to(self.frozen.device, non_blocking=True)
+
+    def _has_its_weights(self) -> bool:
+        """Looked at once a block, and when one was written to: while answers are asked for no optimiser runs."""
+        writes = self.frozen.body.writes()
+        if self._as_given is None or self._as_given[0] != writes:
+            with stopwatch(self.frozen.device) as seconds:
+                self._as_given = writes, self.frozen.body.has_its_weights()
+            self._spent += seconds[0]
+        return self._as_given[1]
+
+    def _learn(self, part: int) -> None:
+        """Fill in the rows of a part."""
+        first, last = self._first[part : part + 2].tolist()
+        with stopwatch(self.frozen.device) as seconds:
+            found = self.frozen.rows(self.parts[part])
+            if self._rows is None:
+                self._rows = torch.zeros(int(self._first[-1]), found.shape[1])
+            self._rows[first:last] = found
+        self._known[part] = True
+        self._spent += seconds[0]
+
+
 def _pixels_sha256(examples: Examples) -> str:
     """Of decoded pixels, where the examples' own hash is of the encoded ones; '' for others."""
+    if isinstance(examples, Union):
+        return "".join(_pixels_sha256(part) for part in examples.parts)
     return str(getattr(getattr(examples, "examples", examples), "pixels_sha256", ""))  # behind a vault, or not
 
 
-def made(cell: Cell, model: Classifier, parts: Sequence[Examples], cache: FeatureCache | None) -> Recall | None:
-    """What `model` recalls of `parts`; None where nothing is to be kept, or it takes no images."""
-    return Recall(cell, model, parts, cache) if cache is not None and isinstance(model, ImageClassifier) else None
+def of(frozen: Frozen | None, parts: Sequence[Examples]) -> Recall | None:
+    """What it says of `parts`; None where there is none."""
+    return None if frozen is None else Recall(frozen, parts)
+
+
+def made(cell: Cell, model: Classifier, cache: FeatureCache | None) -> Frozen | None:
+    """The backbone of `model` as it is now; None where it takes no images."""
+    return Frozen(cell, model, cache) if isinstance(model, ImageClassifier) else None

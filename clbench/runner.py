@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +78,8 @@ class Run:
         shown = examined(stream, cell.protocol.scored_on)
         self.stream, self.vault = self.model.read(shown, recipe).sealed()
         self.untouched = checkpoint.Untouched(self.model)
-        self.recall = recall.made(cell, self.model, [task.test for task in self.stream], kept)
+        self.frozen = recall.made(cell, self.model, kept) if peers.size == 1 else None
+        self.recall = recall.of(self.frozen, [task.test for task in self.stream])
         self.model.freeze_body()
         self.given = recipe
         recipe = recipe.model_copy(update={"epochs": max(1, cell.protocol.epochs)})
@@ -136,7 +138,10 @@ class Run:
         seed_everything(self.cell.seed, "task", index)
         self.strategy.train_epochs = self._epochs(index)
         self.laps = Laps(task.train)
-        self.strategy.learn(index, task)
+        own = recall.of(self.frozen, [task.train])
+        with contextlib.nullcontext() if own is None else own.answering():
+            self.strategy.note = None if own is None else own.note
+            self.strategy.learn(index, task)
         reading = self.peers.together(self.meter.stop())
         held = {**self.strategy.holdings(), **self.learned()} if self.peers.size > 1 else {}
         self.peers.agree(held, f"after task {index + 1}")
@@ -147,7 +152,7 @@ class Run:
         self.state.costs.append(
             task_costs(
                 self.strategy,
-                reading,
+                reading if own is None else replace(reading, seconds=reading.seconds + own.settle()),
                 train_samples=len(task.train),
                 eval_seconds=seconds[0] * self.peers.size + answered.uncounted_seconds,
                 eval_samples=answered.asked,
@@ -235,6 +240,8 @@ class Run:
         self.state.shortages = shortages
         for facts in shortages:
             self.strategy.recipe = self.strategy.recipe.model_copy(update=facts["then"])
+        if self.frozen is not None:
+            self.frozen.batch_size = self.strategy.recipe.eval_batch_size
 
     def short(self) -> shortage.Facts:
         """What is known of a shortage of memory just met; `then` {} where nothing less can be taken."""
@@ -250,8 +257,8 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """The fields of the record that only a finished run has."""
         notes: dict[str, Any] = {"uncounted_plugins": self.strangers} if self.strangers else {}
-        if self.recall is not None:
-            notes["features"] = self.recall.notes()
+        if self.frozen is not None and self.frozen.computed + self.frozen.read:
+            notes["features"] = self.frozen.notes()
         if self.state.shortages:
             notes["out_of_memory"] = self.state.shortages
         for plugin in self.ours:
@@ -296,7 +303,7 @@ def run(
 ) -> tuple[Record, Outcomes]:
     """Run one cell, going on after the last finished lesson where `folder` holds a checkpoint.
 
-    `kept`: where to reuse features of the frozen backbone from; None: they are computed as they are asked for.
+    `kept`: where features of the frozen backbone outlast the run; None: nowhere.
     `contended()` says whether another cell is, or was since the last call, on the device. A method's
     failure is a record of its failure; interruptions and failures of the store are raised. `peers` run it with this
     process, each with this call; only the one that leads is given a folder. Parted is raised where one of them ended.

@@ -90,6 +90,8 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
         self.recipe, self.meter, self.seed, self.on_epoch = recipe, meter, seed, on_epoch
         self.head_masking: HeadMasking = "current"
         self.learning_rate = recipe.learning_rate
+        self.note: Callable[[Tensor, Tensor], None] | None = None
+        """Told of the inputs, and their places, that a plugin reads from the task as they are."""
         self.examples: Examples
         self.task_index = -1
         self.task_classes = torch.empty(0, dtype=torch.int64, device=self.device)
@@ -168,7 +170,7 @@ class Strategy(SupervisedTemplate[Any, Any, Any]):
             return
         seed = derive(self.seed, "order", self.task_index)
         task_of = torch.full((len(self.examples),), self.task_index)
-        self.dataloader = Loader(self.examples, task_of, self.train_mb_size, self.device, seed)
+        self.dataloader = Loader(self.examples, task_of, self.train_mb_size, self.device, seed, note=self.note)
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         """Our loader, in the order given."""

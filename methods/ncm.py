@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from clbench.method import Method, Resources, Workbench
 from clbench.methods._prototypes import open_answers
+from clbench.methods._untouched import untouched
 from clbench.strategy import Plugin, Strategy
 from clbench.stream import Stream
 from clbench.terms import Schedule
@@ -48,10 +49,9 @@ class _Means(Plugin):
     @torch.no_grad()
     def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """One pass over the task in evaluation mode."""
-        model = strategy.model
-        model.eval()
+        strategy.model.eval()
         for inputs, targets, _ in strategy.dataloader:
-            self.head.add(model.features(inputs), targets)
+            self.head.add(untouched(strategy, inputs), targets)
 
 
 class NCM(Method):

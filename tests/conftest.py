@@ -23,6 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["CLBENCH_CACHE"] = "off"  # no test finds, or leaves, anything in the user's cache
 
 # No deadline: a shared machine is sometimes slow. Derandomised: a run that passed passes again.
 settings.register_profile("clbench", deadline=None, derandomize=True)

@@ -20,11 +20,14 @@ from clbench.recall import Body
 from clbench.record import Record
 from clbench.store import Store
 from clbench.strategy import Plugin, Strategy
-from clbench.stream import Sealed
+from clbench.stream import Sealed, Union
 
 CPU = torch.device("cpu")
 STREAM = tiny.stream()
 TESTS = sum(len(task.test) for task in STREAM)
+TRAINED = sum(len(task.train) for task in STREAM)
+READS = {"ncm": TRAINED, "l2p": 0, "dualprompt": 0, "hidelora": TRAINED, "hide-prompt": TRAINED, "s-prompt": TRAINED}
+"""Of how many training examples each asks the untouched backbone as they are."""
 
 
 def cell_of(method: str, **recipe: Any) -> Cell:
@@ -44,6 +47,13 @@ def kept(tmp_path: Path) -> FeatureCache:
     return FeatureCache(tmp_path / "features", limit_bytes=10**6)
 
 
+def unaided(cell: Cell, stream: Any = STREAM) -> tuple[Record, runner.Outcomes]:
+    """A run that recalls nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.recall, "made", lambda *args: None)
+        return runner.run(cell, stream, device=CPU)
+
+
 def same(one: tuple[Record, runner.Outcomes], other: tuple[Record, runner.Outcomes]) -> bool:
     (first, answers), (second, again) = one, other
     facts = ("status", "scores", "other_scores", "weights_sha256", "router_accuracy", "audit")
@@ -52,42 +62,41 @@ def same(one: tuple[Record, runner.Outcomes], other: tuple[Record, runner.Outcom
     return told and answers.keys() == again.keys() and all((answers[name] == again[name]).all() for name in answers)
 
 
-@pytest.mark.parametrize("method", ["ncm", "l2p", "dualprompt", "hidelora", "hide-prompt", "s-prompt"])
+@pytest.mark.parametrize("method", READS)
 def test_answers_are_the_same_with_it_and_without(method: str, kept: FeatureCache) -> None:
-    """Nothing kept, kept by this run alone, and found on the disk."""
-    cell = cell_of(method)
-    plain = runner.run(cell, STREAM, device=CPU)
+    """Nothing recalled, kept by the run alone, put on the disk, and found there."""
+    cell, asked = cell_of(method), TESTS + READS[method]
+    plain, alone = unaided(cell), runner.run(cell, STREAM, device=CPU)
     first, second = (runner.run(cell, STREAM, device=CPU, kept=kept) for _ in range(2))
-    assert same(plain, first)
-    assert same(plain, second)
-    counts = [(record.notes["features"]["computed"], record.notes["features"]["read"]) for record, _ in (first, second)]
-    assert counts == [(TESTS, 0), (0, TESTS)]
+    assert all(same(plain, other) for other in (alone, first, second))
+    notes = [record.notes["features"] for record, _ in (alone, first, second)]
+    assert [(note["computed"], note["read"]) for note in notes] == [(asked, 0), (asked, 0), (0, asked)]
     assert "features" not in plain[0].notes
 
 
 @pytest.mark.parametrize("method", ["finetune", "seqlora", "ranpac"])
 def test_a_backbone_that_has_learned_is_asked_itself(method: str, kept: FeatureCache) -> None:
     cell = cell_of(method)
-    plain, other = runner.run(cell, STREAM, device=CPU), runner.run(cell, STREAM, device=CPU, kept=kept)
+    plain, other = unaided(cell), runner.run(cell, STREAM, device=CPU, kept=kept)
     assert same(plain, other)
-    assert other[0].notes["features"]["computed"] == 0
+    assert "features" not in other[0].notes
     assert kept.entries() == []
 
 
 def test_methods_and_seeds_share_the_features(kept: FeatureCache) -> None:
     runner.run(cell_of("ncm"), STREAM, device=CPU, kept=kept)
-    for cell in (cell_of("l2p"), replace(cell_of("dualprompt"), seed=7)):
+    for cell in (cell_of("l2p"), replace(cell_of("dualprompt"), seed=7), replace(cell_of("hidelora"), seed=7)):
         record, _ = runner.run(cell, STREAM, device=CPU, kept=kept)
-        assert record.notes["features"]["read"] == TESTS
-    assert len(kept.entries()) == len(STREAM)
+        assert record.notes["features"]["read"] == TESTS + READS[cell.method.name]
+    assert len(kept.entries()) == 2 * len(STREAM)
 
 
 def test_where_nothing_fits_the_run_still_remembers(tmp_path: Path) -> None:
     none = FeatureCache(tmp_path / "features", limit_bytes=0)
-    plain = runner.run(cell_of("ncm"), STREAM, device=CPU)
+    plain = unaided(cell_of("ncm"))
     small = runner.run(cell_of("ncm"), STREAM, device=CPU, kept=none)
     assert same(plain, small)
-    assert small[0].notes["features"]["computed"] == TESTS
+    assert small[0].notes["features"]["computed"] == TESTS + TRAINED
     assert none.entries() == []
 
 
@@ -132,14 +141,16 @@ def test_other_circumstances_have_another_file(other: str, kept: FeatureCache) -
     if other == "weights":
         with torch.no_grad():
             run.model.body.get_parameter("cls_token")[..., 0] += 1e-3
-    made = runner.recall.made(run.cell if other == "recipe" else cell, run.model, [STREAM.tasks[0].test], kept)
+    frozen = runner.recall.made(run.cell if other == "recipe" else cell, run.model, kept)
+    made = runner.recall.of(frozen, [STREAM.tasks[0].test])
+    assert frozen is not None
     assert made is not None
     with made.answering(), torch.no_grad():
         inputs, _ = STREAM.tasks[0].test.batch(torch.arange(4), CPU)
         made.note(inputs, torch.arange(4))
         run.model.eval()
         run.model.query(inputs)
-    assert made.computed == 32
+    assert frozen.computed == 32
     assert len({entry.path for entry in kept.entries()} - before) == 1
 
 
@@ -148,10 +159,9 @@ def test_pixels_of_another_decoder_have_another_file(kept: FeatureCache) -> None
     run, keys = running("ncm", kept), []
     for pixels in ("one", "other", "one"):
         held = Sealed(Decoded(STREAM.tasks[0].test, pixels), run.vault)
-        recall = runner.recall.made(run.cell, run.model, [held], kept)
-        assert recall is not None
+        assert run.frozen is not None
         with run.vault.open():
-            recall._learn(0)
+            run.frozen.rows(Union([held]))
         keys.append({entry.path for entry in kept.entries()})
     assert len(keys[1] - keys[0]) == 1
     assert keys[2] == keys[1]
@@ -177,13 +187,47 @@ class Spy(Plugin):
     def __init__(self) -> None:
         super().__init__()
         self.recalled: list[bool] = []
+        self.recalled_in_training: list[bool] = []
+
+    @torch.no_grad()
+    def _recalls(self, strategy: Strategy) -> bool:
+        recall = strategy.model.recall
+        strategy.model.eval()
+        return recall is not None and recall(strategy.mb_x) is not None
 
     def after_eval_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        recall = strategy.model.recall
-        self.recalled.append(recall is not None and recall(strategy.mb_x) is not None)
+        self.recalled.append(self._recalls(strategy))
+
+    def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        self.recalled_in_training.append(self._recalls(strategy))
 
 
-def test_an_audit_recalls_nothing_and_neither_does_learning(kept: FeatureCache) -> None:
+def test_no_step_of_training_recalls_anything(kept: FeatureCache) -> None:
+    """A step's examples are augmented; what a pass over them took is what it takes."""
+    run, spy = runner.Run(cell_of("s-prompt"), STREAM, CPU, runner.Silent(), kept), Spy()
+    run.strategy.plugins.append(spy)
+    run.learn(*run.lessons()[0])
+    assert len(spy.recalled_in_training) > 2
+    assert not any(spy.recalled_in_training)
+    assert all(spy.recalled)
+
+
+def test_a_lesson_recalls_its_own_examples_alone(kept: FeatureCache) -> None:
+    """Neither test examples nor those of another task are known while one is learned."""
+    known: list[Any] = []
+
+    class Nosy(Plugin):
+        def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+            known.append(strategy.model.recall.__self__.parts)
+
+    run = runner.Run(cell_of("ncm"), STREAM, CPU, runner.Silent(), kept)
+    run.strategy.plugins.append(Nosy())
+    for lesson in run.lessons():
+        run.learn(*lesson)
+    assert known == [(task.train,) for task in run.stream]
+
+
+def test_an_audit_recalls_nothing(kept: FeatureCache) -> None:
     run, spy = running("ncm", kept), Spy()
     run.strategy.plugins.append(spy)
     assert run.model.recall is None
@@ -220,7 +264,7 @@ def test_only_the_very_inputs_that_were_asked_are_recalled(kept: FeatureCache) -
 def test_the_seconds_that_are_saved_are_charged(kept: FeatureCache) -> None:
     run = running("ncm", kept)
     assert run.recall is not None
-    key = kept.entries()[0].path.stem
+    key = kept.entries()[-1].path.stem  # of the test examples, asked last
     rows = kept.get(key)
     assert rows is not None
     rows[:, -1] = 2.0
@@ -230,6 +274,18 @@ def test_the_seconds_that_are_saved_are_charged(kept: FeatureCache) -> None:
     assert run.exam.score(0).uncounted_seconds == pytest.approx(64, abs=0.5)
     run.exam.recall = None
     assert run.exam.score(0).uncounted_seconds == 0
+
+
+def test_what_a_lesson_recalls_is_charged_to_it(kept: FeatureCache) -> None:
+    runner.run(cell_of("ncm"), STREAM, device=CPU, kept=kept)
+    for entry in kept.entries():
+        rows = kept.get(entry.path.stem)
+        assert rows is not None
+        rows[:, -1] = 2.0
+        kept.put(entry.path.stem, rows)
+    record, _ = runner.run(cell_of("ncm"), STREAM, device=CPU, kept=kept)
+    charged = [2.0 * len(task.train) for task in STREAM]
+    assert [cost.train_seconds for cost in record.costs] == pytest.approx(charged, abs=0.5)
 
 
 def touched_bodies() -> dict[str, Any]:
@@ -286,22 +342,22 @@ def test_weights_that_change_while_answers_are_asked_for_are_seen(kept: FeatureC
 def test_adapters_that_are_off_are_as_good_as_none() -> None:
     run = runner.Run(cell_of("hidelora"), STREAM, CPU, runner.Silent(), FeatureCache(Path(), 0))
     run.model.eval()
-    assert run.recall is not None
+    assert run.frozen is not None
     adapters = run.plugins[0].adapters  # type: ignore[attr-defined]
-    assert not run.recall._body.is_untouched()
+    assert not run.frozen.body.is_untouched()
     with adapters.off():
-        assert run.recall._body.is_untouched()
+        assert run.frozen.body.is_untouched()
         adapters.retire(torch.Generator())
-        assert not run.recall._body.is_untouched()
+        assert not run.frozen.body.is_untouched()
 
 
-@pytest.mark.parametrize(("said", "wanted"), [("on", True), ("off", False), ("", False)])
-def test_it_is_used_where_the_user_says_so(said: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLBENCH_CACHE", said)
+@pytest.mark.parametrize(("said", "wanted"), [("on", True), ("off", False), ("", True), (None, True)])
+def test_it_is_used_unless_the_user_says_no(said: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLBENCH_CACHE") if said is None else monkeypatch.setenv("CLBENCH_CACHE", said)
     assert (FeatureCache.wanted() is not None) is wanted
 
 
 def test_another_word_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLBENCH_CACHE", "yes")
-    with pytest.raises(BadValue, match="set it to 'on'"):
+    with pytest.raises(BadValue, match="set it to 'off'"):
         FeatureCache.wanted()

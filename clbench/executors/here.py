@@ -159,7 +159,7 @@ def _do(
 ) -> Record:
     from clbench import runner  # and with it Avalanche, which takes seconds
 
-    kept, where = FeatureCache.wanted() if peers.size == 1 else None, identity(device)
+    kept, where = FeatureCache.wanted(), identity(device)
     told.cell_started(cell)
     folder.log("started", pid=os.getpid(), threads=torch.get_num_threads())
     peers.announce({"key": cell.key, "threads": torch.get_num_threads()})
