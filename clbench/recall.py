@@ -26,6 +26,9 @@ TOLERANCE = 0.02
 """How far those may lie from what was kept, in units of their largest number: another batch rounds otherwise."""
 
 
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 class Body:
     """Whether a backbone is at the moment what it was before a method attached anything."""
 
@@ -34,14 +37,16 @@ class Body:
         self._tensors = _tensors(model.body)
         self.sha256 = checkpoint.sha256(self._tensors)
         """Of the weights as they were given."""
+        self._sums = self._summed()
 
     def has_its_weights(self) -> bool:
         """Whether they are the numbers that they were; all are read, for fused optimisers leave no other trace."""
-        return checkpoint.sha256(self._tensors) == self.sha256
+        return self._summed() == self._sums
 
-    def writes(self) -> int:
-        """How often they were written to, fused optimisers apart."""
-        return sum(tensor._version for tensor in self._tensors.values())
+    def _summed(self) -> list[int]:
+        """The sum of each tensor's numbers, their bits taken for integers: exact, and made where they lie."""
+        bits = [tensor.detach().view(_INTEGERS[tensor.element_size()]) for tensor in self._tensors.values()]
+        return torch.stack([numbers.sum(dtype=torch.int64) for numbers in bits]).tolist()
 
     def is_untouched(self) -> bool:
         """Every layer in its place, or behind an adapter that is off; no other tensor, no hook, nothing added."""
@@ -153,7 +158,6 @@ class Recall:
 
     def __init__(self, frozen: Frozen, parts: Sequence[Examples]) -> None:
         self.frozen, self.parts = frozen, tuple(parts)
-        self._as_given: tuple[int, bool] | None = None  # when so often written to, in this block
         self._first = np.cumsum([0, *(len(part) for part in self.parts)])
         self._rows: Tensor | None = None  # [examples of all parts, width + 1], on the CPU
         self.forget()
@@ -168,7 +172,6 @@ class Recall:
     def answering(self) -> Iterator[None]:
         """Within the block the model recalls what it is asked for; afterwards none of it is within a plugin's reach."""
         self._owed = self._spent = 0.0
-        self._as_given = None
         self.frozen.model.recall = self._of
         try:
             yield
@@ -201,13 +204,10 @@ class Recall:
         return rows[:, :-1].to(self.frozen.device, non_blocking=True)
 
     def _has_its_weights(self) -> bool:
-        """Looked at once a block, and when one was written to: while answers are asked for no optimiser runs."""
-        writes = self.frozen.body.writes()
-        if self._as_given is None or self._as_given[0] != writes:
-            with stopwatch(self.frozen.device) as seconds:
-                self._as_given = writes, self.frozen.body.has_its_weights()
-            self._spent += seconds[0]
-        return self._as_given[1]
+        with stopwatch(self.frozen.device) as seconds:
+            has = self.frozen.body.has_its_weights()
+        self._spent += seconds[0]
+        return has
 
     def _learn(self, part: int) -> None:
         """Fill in the rows of a part."""

@@ -325,6 +325,36 @@ def test_weights_that_a_fused_optimiser_moved_are_seen() -> None:
     assert not body.has_its_weights()
 
 
+def test_a_lesson_that_moves_the_weights_recalls_nothing_afterwards(kept: FeatureCache) -> None:
+    """Though the plugin froze the backbone while it asked before, and an optimiser leaves no trace but the numbers."""
+    recalled: list[bool] = []
+
+    class Moves(Plugin):
+        def _look(self, strategy: Strategy) -> None:
+            inputs, *_ = next(iter(strategy.dataloader))
+            strategy.model.eval()
+            with torch.no_grad():
+                recalled.append(strategy.model.recall(inputs) is not None)
+
+        def before_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+            self._look(strategy)
+            strategy.model.train()
+
+        def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+            self._look(strategy)
+
+        def before_update(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+            parameter = strategy.model.body.get_parameter("cls_token")
+            parameter.grad = torch.ones_like(parameter)
+            torch.optim.SGD([parameter], lr=0.1, fused=True).step()
+            parameter.grad = None
+
+    run = runner.Run(cell_of("s-prompt", epochs=1), STREAM, CPU, runner.Silent(), kept)
+    run.strategy.plugins.append(Moves())
+    run.learn(*run.lessons()[0])
+    assert recalled == [True, False]
+
+
 def test_weights_that_change_while_answers_are_asked_for_are_seen(kept: FeatureCache) -> None:
     run = running("ncm", kept)
     run.model.eval()
