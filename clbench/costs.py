@@ -35,24 +35,33 @@ class Kept:
 
 
 def task_costs(
-    strategy: Strategy, reading: Reading, *, train_samples: int, eval_seconds: float, eval_samples: int, stored: int
+    strategy: Strategy,
+    reading: Reading,
+    *,
+    train_samples: int,
+    eval_seconds: float,
+    eval_samples: int,
+    recalled: tuple[float, float],
+    stored: int,
 ) -> TaskCosts:
     """The costs of the lesson that `strategy` has just been through.
 
-    `train_samples`: how many the lesson has; `stored`: bytes kept after it. The first step is timed
+    `train_samples`: how many the lesson has; `stored`: bytes kept after it. `recalled`: by how many seconds learning
+    and scoring, as they were measured, would have taken longer without recalled features. The first step is timed
     apart, so its samples are not among those of the timed steps. A schedule without steps looks at
     each sample once.
     """
     epochs, steps = strategy.clock.train_exp_epochs, strategy.clock.train_exp_iterations
     first = min(strategy.recipe.batch_size, train_samples)
     return TaskCosts(
-        train_seconds=reading.seconds,
+        train_seconds=reading.seconds + recalled[0],
         warmup_seconds=reading.first_step_seconds,
         train_samples=max(0, epochs * train_samples - first) if steps else train_samples,
         steps=max(0, steps - 1),
         epochs=epochs,
-        eval_seconds=eval_seconds,
+        eval_seconds=eval_seconds + recalled[1],
         eval_samples=eval_samples,
+        recalled_seconds=sum(recalled),
         peak_memory_mib=reading.peak_mib,
         trainable_parameters=sum(parameter.numel() for parameter in strategy.model.trainable()),
         stored_bytes=stored,

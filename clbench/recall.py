@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +98,9 @@ class Frozen:
             "precision": recipe.precision,
         }
         self.computed = self.read = 0
+        """How many examples were looked at, and how many the cache knew."""
         self.ignored: list[str] = []
+        """Sentences on what the cache held and could not be used."""
 
     def rows(self, examples: Examples) -> Tensor:
         """Features of all examples and, last, the seconds that they took: `[n, width + 1]` on the CPU.
@@ -119,11 +120,6 @@ class Frozen:
             self.cache.put(key, found.numpy())
         self.computed += len(examples)
         return found
-
-    def notes(self) -> dict[str, Any]:
-        """For the record: how many examples were looked at, how many read, and what could not be used."""
-        said = "the costs hold what recalled features took when they were computed"
-        return {"computed": self.computed, "read": self.read, "ignored": self.ignored, "charged": said}
 
     def _kept(self, key: str, examples: Examples) -> Tensor | None:
         """What the disk holds under `key`; None where that is nothing, or not what the backbone says."""

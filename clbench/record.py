@@ -63,6 +63,9 @@ class TaskCosts(BaseModel):
     epochs: int
     eval_seconds: float
     eval_samples: int
+    recalled_seconds: float = 0.0
+    """Of train_seconds and eval_seconds what was not spent: it is what recalled features took when they were computed,
+    less what it took to recall them."""
     peak_memory_mib: float
     """On a GPU the allocator's peak; on a CPU how far the process grew above its state before the cell."""
     trainable_parameters: int

@@ -152,9 +152,10 @@ class Run:
         self.state.costs.append(
             task_costs(
                 self.strategy,
-                reading if own is None else replace(reading, seconds=reading.seconds + own.settle()),
+                reading,
                 train_samples=len(task.train),
-                eval_seconds=seconds[0] * self.peers.size + answered.uncounted_seconds,
+                eval_seconds=seconds[0] * self.peers.size,
+                recalled=(0.0 if own is None else own.settle(), answered.uncounted_seconds),
                 eval_samples=answered.asked,
                 stored=tensor_bytes(checkpoint.tensors_of(self.learned())),
             )
@@ -257,8 +258,8 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """The fields of the record that only a finished run has."""
         notes: dict[str, Any] = {"uncounted_plugins": self.strangers} if self.strangers else {}
-        if self.frozen is not None and self.frozen.computed + self.frozen.read:
-            notes["features"] = self.frozen.notes()
+        if self.frozen is not None and self.frozen.ignored:
+            notes["features_ignored"] = self.frozen.ignored
         if self.state.shortages:
             notes["out_of_memory"] = self.state.shortages
         for plugin in self.ours:

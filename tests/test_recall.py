@@ -54,6 +54,21 @@ def unaided(cell: Cell, stream: Any = STREAM) -> tuple[Record, runner.Outcomes]:
         return runner.run(cell, stream, device=CPU)
 
 
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[runner.recall.Frozen]:
+    """What counts the looks of each run from here on."""
+    found, make = list[runner.recall.Frozen](), runner.recall.made
+
+    def noted(*args: Any) -> Any:
+        made = make(*args)
+        assert made is not None
+        found.append(made)
+        return made
+
+    monkeypatch.setattr(runner.recall, "made", noted)
+    return found
+
+
 def same(one: tuple[Record, runner.Outcomes], other: tuple[Record, runner.Outcomes]) -> bool:
     (first, answers), (second, again) = one, other
     facts = ("status", "scores", "other_scores", "weights_sha256", "router_accuracy", "audit")
@@ -63,46 +78,46 @@ def same(one: tuple[Record, runner.Outcomes], other: tuple[Record, runner.Outcom
 
 
 @pytest.mark.parametrize("method", READS)
-def test_answers_are_the_same_with_it_and_without(method: str, kept: FeatureCache) -> None:
+def test_answers_are_the_same_with_it_and_without(method: str, kept: FeatureCache, looks: list[Any]) -> None:
     """Nothing recalled, kept by the run alone, put on the disk, and found there."""
     cell, asked = cell_of(method), TESTS + READS[method]
     plain, alone = unaided(cell), runner.run(cell, STREAM, device=CPU)
     first, second = (runner.run(cell, STREAM, device=CPU, kept=kept) for _ in range(2))
     assert all(same(plain, other) for other in (alone, first, second))
-    notes = [record.notes["features"] for record, _ in (alone, first, second)]
-    assert [(note["computed"], note["read"]) for note in notes] == [(asked, 0), (asked, 0), (0, asked)]
-    assert "features" not in plain[0].notes
+    assert [(frozen.computed, frozen.read) for frozen in looks] == [(asked, 0), (asked, 0), (0, asked)]
+    assert {cost.recalled_seconds for cost in plain[0].costs} == {0.0}
+    assert all(cost.recalled_seconds != 0.0 for cost in second[0].costs)
 
 
 @pytest.mark.parametrize("method", ["finetune", "seqlora", "ranpac"])
-def test_a_backbone_that_has_learned_is_asked_itself(method: str, kept: FeatureCache) -> None:
+def test_a_backbone_that_has_learned_is_asked_itself(method: str, kept: FeatureCache, looks: list[Any]) -> None:
     cell = cell_of(method)
     plain, other = unaided(cell), runner.run(cell, STREAM, device=CPU, kept=kept)
     assert same(plain, other)
-    assert "features" not in other[0].notes
+    assert [(frozen.computed, frozen.read) for frozen in looks] == [(0, 0)]
     assert kept.entries() == []
 
 
-def test_methods_and_seeds_share_the_features(kept: FeatureCache) -> None:
+def test_methods_and_seeds_share_the_features(kept: FeatureCache, looks: list[Any]) -> None:
     runner.run(cell_of("ncm"), STREAM, device=CPU, kept=kept)
     for cell in (cell_of("l2p"), replace(cell_of("dualprompt"), seed=7), replace(cell_of("hidelora"), seed=7)):
-        record, _ = runner.run(cell, STREAM, device=CPU, kept=kept)
-        assert record.notes["features"]["read"] == TESTS + READS[cell.method.name]
+        runner.run(cell, STREAM, device=CPU, kept=kept)
+        assert looks[-1].read == TESTS + READS[cell.method.name]
     assert len(kept.entries()) == 2 * len(STREAM)
 
 
-def test_where_nothing_fits_the_run_still_remembers(tmp_path: Path) -> None:
+def test_where_nothing_fits_the_run_still_remembers(tmp_path: Path, looks: list[Any]) -> None:
     none = FeatureCache(tmp_path / "features", limit_bytes=0)
     plain = unaided(cell_of("ncm"))
     small = runner.run(cell_of("ncm"), STREAM, device=CPU, kept=none)
     assert same(plain, small)
-    assert small[0].notes["features"]["computed"] == TESTS + TRAINED
+    assert looks[-1].computed == TESTS + TRAINED
     assert none.entries() == []
 
 
 @pytest.mark.parametrize("how", ["torn", "another width", "others' features", "not a number"])
 def test_a_file_that_is_not_right_is_computed_anew_and_said(
-    how: str, kept: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, kept: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: list[Any]
 ) -> None:
     cell = cell_of("l2p")
     plain = runner.run(cell, STREAM, device=CPU, kept=kept)
@@ -122,7 +137,7 @@ def test_a_file_that_is_not_right_is_computed_anew_and_said(
     listener = Listener()
     summary = executors.inline([cell], STREAM, Store.create(tmp_path / "store"), CPU, listener)
     assert summary.made[0].scores == plain[0].scores
-    assert summary.made[0].notes["features"]["read"] == TESTS - 32
+    assert looks[-1].read == TESTS - 32
     (sentence,) = listener.heard
     assert sentence == f"the kept features {path.stem} are torn or not this backbone's; they were computed anew."
     mended = kept.get(path.stem)
@@ -286,6 +301,9 @@ def test_what_a_lesson_recalls_is_charged_to_it(kept: FeatureCache) -> None:
     record, _ = runner.run(cell_of("ncm"), STREAM, device=CPU, kept=kept)
     charged = [2.0 * len(task.train) for task in STREAM]
     assert [cost.train_seconds for cost in record.costs] == pytest.approx(charged, abs=0.5)
+    asked = [2.0 * sum(len(task.test) for task in STREAM.tasks[: index + 1]) for index in range(len(STREAM))]
+    recalled = [a + b for a, b in zip(charged, asked, strict=True)]
+    assert [cost.recalled_seconds for cost in record.costs] == pytest.approx(recalled, abs=0.5)
 
 
 def touched_bodies() -> dict[str, Any]:

@@ -395,6 +395,6 @@ def test_an_avalanche_plugin_runs_and_restarts(tmp_path: Path) -> None:
     assert not folder.checkpoint_path.exists()
     resumed, _ = runner.run(cell, stream, device=CPU, folder=folder)
     assert resumed.status == "done", resumed.reason
-    assert resumed.notes["uncounted_plugins"] == ["EWCPlugin"]
+    assert resumed.notes == {"uncounted_plugins": ["EWCPlugin"]}
     whole, _ = runner.run(cell, stream, device=CPU)
     assert (resumed.scores, resumed.weights_sha256) == (whole.scores, whole.weights_sha256)

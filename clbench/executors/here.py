@@ -174,7 +174,7 @@ def _do(
             kept=kept,
             peers=peers,
         )
-    for sentence in record.notes.get("features", {}).get("ignored", ()):
+    for sentence in record.notes.get("features_ignored", ()):
         told.message(sentence)
     folder.save(record, outcomes)
     folder.log(record.status, reason=record.reason)
