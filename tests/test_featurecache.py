@@ -93,3 +93,15 @@ def test_a_limit_that_is_none_is_refused(said: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CLBENCH_CACHE_GIB", said)
     with pytest.raises(BadValue, match="takes a number of GiB"):
         FeatureCache.usual()
+
+
+@pytest.mark.parametrize(("said", "wanted"), [("on", True), ("off", False), ("", True), (None, True)])
+def test_it_is_used_unless_the_user_says_no(said: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLBENCH_CACHE") if said is None else monkeypatch.setenv("CLBENCH_CACHE", said)
+    assert (FeatureCache.wanted() is not None) is wanted
+
+
+def test_another_word_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLBENCH_CACHE", "yes")
+    with pytest.raises(BadValue, match="set it to 'off'"):
+        FeatureCache.wanted()

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from clbench import catalog, executors, plan, runner, tiny
-from clbench.errors import BadValue
 from clbench.featurecache import FeatureCache
 from clbench.plan import Cell
 from clbench.recall import Body
@@ -397,15 +396,3 @@ def test_adapters_that_are_off_are_as_good_as_none() -> None:
         assert run.frozen.body.is_untouched()
         adapters.retire(torch.Generator())
         assert not run.frozen.body.is_untouched()
-
-
-@pytest.mark.parametrize(("said", "wanted"), [("on", True), ("off", False), ("", True), (None, True)])
-def test_it_is_used_unless_the_user_says_no(said: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CLBENCH_CACHE") if said is None else monkeypatch.setenv("CLBENCH_CACHE", said)
-    assert (FeatureCache.wanted() is not None) is wanted
-
-
-def test_another_word_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLBENCH_CACHE", "yes")
-    with pytest.raises(BadValue, match="set it to 'off'"):
-        FeatureCache.wanted()
