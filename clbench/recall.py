@@ -80,7 +80,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 class Frozen:
-    """The backbone as it was given to a run, what all depends on that it says, and where that is kept.
+    """The backbone as it was given to a run: what it says of examples, and where that is kept.
 
     Made before a method attaches anything. `cache`: None keeps nothing on the disk.
     """
