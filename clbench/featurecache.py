@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,25 +85,31 @@ class FeatureCache:
         return found if found.dtype == np.float32 and found.ndim == 2 else None
 
     def holds(self, key: str) -> bool:
-        """Whether there is a file for `key`, readable or not."""
-        return self._path(key).exists()
+        """Whether there is a file for `key`, readable or not; not where the folder may not be entered."""
+        with contextlib.suppress(OSError):
+            return self._path(key).exists()
+        return False
 
     def put(self, key: str, features: Array) -> None:
         """Keep `features`, if they fit at all; what cannot be written is only not kept."""
-        if features.nbytes > self.limit_bytes:
-            return
         content = io.BytesIO()
         np.save(content, np.ascontiguousarray(features, dtype=np.float32), allow_pickle=False)
+        sealed = content.getvalue() + hashlib.sha256(content.getvalue()).digest()
+        if len(sealed) > self.limit_bytes:
+            return
         with contextlib.suppress(StoreError):
-            write_atomically(self._path(key), content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+            write_atomically(self._path(key), sealed)
             self._shrink(keep=key)
 
     def entries(self) -> list[Entry]:
-        """What is kept, the longest unused first."""
+        """What is kept, the longest unused first; what a killed writer left too.
+
+        Raises StoreError for a folder that cannot be read.
+        """
         return sorted(self._files(), key=lambda entry: entry.used)
 
     def clear(self) -> int:
-        """Remove every file; returns how many bytes were freed. Raises StoreError where one cannot be removed."""
+        """Remove every file; returns how many bytes were freed. Raises StoreError where that cannot be done."""
         freed = 0
         for entry in self._files():
             try:
@@ -117,11 +122,16 @@ class FeatureCache:
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.npy"
 
-    def _files(self) -> Iterator[Entry]:
-        for path in self.folder.glob("*.npy"):
-            with contextlib.suppress(FileNotFoundError):  # another process may have removed it
-                facts = path.stat()
-                yield Entry(path, facts.st_size, facts.st_mtime)
+    def _files(self) -> list[Entry]:
+        found = []
+        try:
+            for path in self.folder.glob("*.npy*"):  # and '.KEY.npy.….tmp', half-written
+                with contextlib.suppress(FileNotFoundError):  # another process may have removed it
+                    facts = path.stat()
+                    found.append(Entry(path, facts.st_size, facts.st_mtime))
+        except OSError as error:
+            raise StoreError(explain(error, self.folder)) from error
+        return found
 
     def _shrink(self, keep: str) -> None:
         entries = self.entries()

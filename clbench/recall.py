@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
+from timm.layers.config import use_fused_attn
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from clbench import __version__, checkpoint
+from clbench import __version__, checkpoint, determinism
 from clbench.featurecache import FeatureCache
 from clbench.meter import stopwatch
 from clbench.model import Classifier, ImageClassifier
@@ -23,8 +27,8 @@ CHECKED = 4
 """How many examples of a file from the disk are looked at again before the others are believed."""
 TOLERANCE = 0.02
 """How far those may lie from what was kept, in units of their largest number: another batch rounds otherwise."""
-
-
+PIECE = 2**20
+"""How many numbers of a tensor are added up at once."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -36,6 +40,8 @@ class Body:
         self._tensors = _tensors(model.body)
         self.sha256 = checkpoint.sha256(self._tensors)
         """Of the weights as they were given."""
+        device = next(iter(self._tensors.values())).device
+        self._places = torch.arange(1, 2 * PIECE, 2, device=device)
         self._sums = self._summed()
 
     def has_its_weights(self) -> bool:
@@ -43,9 +49,14 @@ class Body:
         return self._summed() == self._sums
 
     def _summed(self) -> list[int]:
-        """The sum of each tensor's numbers, their bits taken for integers: exact, and made where they lie."""
-        bits = [tensor.detach().view(_INTEGERS[tensor.element_size()]) for tensor in self._tensors.values()]
-        return torch.stack([numbers.sum(dtype=torch.int64) for numbers in bits]).tolist()
+        """A sum of each piece of each tensor, its numbers' bits taken for integers and each multiplied by its place.
+
+        The places are odd numbers, so that no number can change unseen, and no two can change places. Made where they
+        lie.
+        """
+        bits = [tensor.detach().view(_INTEGERS[tensor.element_size()]).flatten() for tensor in self._tensors.values()]
+        pieces = [piece for numbers in bits for piece in numbers.split(PIECE)]
+        return torch.stack([(piece * self._places[: len(piece)]).sum() for piece in pieces]).tolist()
 
     def is_untouched(self) -> bool:
         """Every layer in its place, or behind an adapter that is off; no other tensor, no hook, nothing added."""
@@ -92,7 +103,7 @@ class Frozen:
         self.device = next(model.body.parameters()).device
         self.autocast = recipe.precision == "bfloat16"
         self._terms = {
-            "clbench": [__version__, versions(), device_name(self.device)],
+            "clbench": [__version__, _sources_sha256(), versions(), device_name(self.device)],
             "backbone": [card.backbone, self.body.sha256],
             "inputs": [card.transform, card.normalisation],
             "precision": recipe.precision,
@@ -108,7 +119,7 @@ class Frozen:
         They are looked at in their own order in batches of the scoring's size, or read from the cache: so no answer
         depends on what was kept. Raises nothing for what the disk has lost.
         """
-        rounding = [self.batch_size, torch.get_num_threads(), torch.get_float32_matmul_precision()]
+        rounding = [self.batch_size, torch.get_num_threads(), determinism.flags(), _attention()]
         seen = [examples.sha256(), _pixels_sha256(examples)]
         key = digest({**self._terms, "rounding": rounding, "examples": seen}, 32)
         found = self._kept(key, examples)
@@ -215,6 +226,22 @@ class Recall:
             self._rows[first:last] = found
         self._known[part] = True
         self._spent += seconds[0]
+
+
+@cache
+def _sources_sha256() -> str:
+    """Of all that shapes inputs and features here: transforms, decoding, backbones."""
+    folder = Path(__file__).parent
+    sources = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
+    return digest({name: hashlib.sha256(content).hexdigest() for name, content in sources.items()})
+
+
+def _attention() -> list[bool]:
+    """Which forms of attention PyTorch and timm may take; they round otherwise."""
+    cuda = torch.backends.cuda
+    kernels = (cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled, cuda.cudnn_sdp_enabled)
+    fused = bool(use_fused_attn())  # type: ignore[no-untyped-call]
+    return [fused, *(enabled() for enabled in kernels)]
 
 
 def _pixels_sha256(examples: Examples) -> str:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clbench.cli import app
-from clbench.errors import BadValue
+from clbench.errors import BadValue, StoreError
 from clbench.featurecache import FeatureCache
 
 
@@ -74,6 +74,46 @@ def test_a_place_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "file" / "features", limit_bytes=4_000)
     cache.put("a", features(10))
     assert cache.get("a") is None
+
+
+def test_a_folder_that_may_not_be_entered_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    cache = FeatureCache(tmp_path / "features", limit_bytes=4_000)
+    cache.put("a", features(10))
+    with monkeypatch.context() as patch:
+        for name in ("exists", "stat", "read_bytes", "glob"):
+            patch.setattr(Path, name, denied)
+        assert cache.get("a") is None
+        assert not cache.holds("a")
+        cache.put("b", features(10))
+        for asked in (cache.entries, cache.clear):
+            with pytest.raises(StoreError, match="change its permissions"):
+                asked()
+    assert cache.get("a") is not None
+
+
+def test_what_a_killed_writer_left_is_counted_and_goes_first(cache: FeatureCache) -> None:
+    cache.put("a", features(60))
+    left = cache.folder / ".b.npy.x1y2z3.tmp"
+    left.write_bytes(bytes(2_000))
+    os.utime(left, (1, 1))
+    assert sum(entry.bytes for entry in cache.entries()) == 2_000 + 60 * 16 + 128 + 32
+    cache.put("c", features(60))
+    assert not left.exists()
+    assert {entry.path.stem for entry in cache.entries()} == {"a", "c"}
+    left.write_bytes(bytes(2_000))
+    assert cache.clear() > 4_000
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_the_limit_counts_all_bytes_of_a_file(tmp_path: Path) -> None:
+    whole = 10 * 16 + 128 + 32
+    for limit, kept in ((whole - 1, 0), (whole, 1)):
+        cache = FeatureCache(tmp_path / str(limit), limit)
+        cache.put("a", features(10))
+        assert len(cache.entries()) == kept
 
 
 def test_the_command_shows_and_clears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

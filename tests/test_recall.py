@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm.layers
 import torch
-from torch import nn
 
 from clbench import catalog, executors, plan, runner, tiny
 from clbench.featurecache import FeatureCache
 from clbench.plan import Cell
-from clbench.recall import Body
 from clbench.record import Record
 from clbench.store import Store
 from clbench.strategy import Plugin, Strategy
@@ -181,6 +179,47 @@ def test_pixels_of_another_decoder_have_another_file(kept: FeatureCache) -> None
     assert keys[2] == keys[1]
 
 
+def _cudnn(wanted: bool) -> None:
+    torch.backends.cudnn.deterministic = wanted
+
+
+SWITCHES = {
+    "timm's attention": (timm.layers.config.set_fused_attn, timm.layers.use_fused_attn),
+    "PyTorch's attention": (torch.backends.cuda.enable_math_sdp, torch.backends.cuda.math_sdp_enabled),
+    "deterministic": (_cudnn, lambda: torch.backends.cudnn.deterministic),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_other_kernels_have_another_file(name: str, kept: FeatureCache) -> None:
+    switch, state = SWITCHES[name]
+    run, before = running("ncm", kept), bool(state())
+    assert run.frozen is not None
+    counts = []
+    for wanted in (before, not before, before):
+        switch(wanted)
+        try:
+            with run.vault.open():
+                run.frozen.rows(run.stream.tasks[0].test)
+        finally:
+            switch(before)
+        counts.append(len(kept.entries()))
+    assert counts[1:] == [counts[0] + 1] * 2
+
+
+def test_another_source_has_other_files(kept: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transform may be another under its old name."""
+    before = {entry.path for entry in entries_of_a_run(kept)}
+    assert {entry.path for entry in entries_of_a_run(kept)} == before
+    monkeypatch.setattr(runner.recall, "_sources_sha256", lambda: "edited")
+    assert len(entries_of_a_run(kept)) == 2 * len(before)
+
+
+def entries_of_a_run(kept: FeatureCache) -> list[Any]:
+    runner.run(cell_of("ncm"), STREAM, device=CPU, kept=kept)
+    return kept.entries()
+
+
 @dataclass
 class Decoded:
     """Examples that tell their pixels' hash."""
@@ -305,43 +344,6 @@ def test_what_a_lesson_recalls_is_charged_to_it(kept: FeatureCache) -> None:
     assert [cost.recalled_seconds for cost in record.costs] == pytest.approx(recalled, abs=0.5)
 
 
-def touched_bodies() -> dict[str, Any]:
-    def listens(model: Any) -> None:
-        model.body.blocks[0].register_forward_hook(lambda *args: None)
-
-    def replaced(model: Any) -> None:
-        model.body.blocks[0].mlp.fc1.weight = nn.Parameter(model.body.blocks[0].mlp.fc1.weight.detach().clone())
-
-    return {
-        "a hook": listens,
-        "another parameter": replaced,
-        "another layer": lambda model: setattr(model.body, "norm", nn.Identity()),
-        "a layer more": lambda model: model.body.blocks.append(copy.deepcopy(model.body.blocks[0])),
-        "a layer less": lambda model: model.body.blocks.__delitem__(1),
-        "another forward": lambda model: setattr(model.body.blocks[0], "forward", lambda x: x),
-        "learning": lambda model: model.train(),
-    }
-
-
-@pytest.mark.parametrize("name", touched_bodies())
-def test_a_touched_backbone_is_seen(name: str) -> None:
-    run = runner.Run(cell_of("ncm"), STREAM, CPU, runner.Silent())
-    run.model.eval()
-    body = Body(run.model)
-    assert body.is_untouched()
-    touched_bodies()[name](run.model)
-    assert not body.is_untouched()
-
-
-def test_weights_that_a_fused_optimiser_moved_are_seen() -> None:
-    run = runner.Run(cell_of("ncm"), STREAM, CPU, runner.Silent())
-    body, parameter = Body(run.model), run.model.body.get_parameter("cls_token").requires_grad_()
-    assert body.has_its_weights()
-    parameter.grad = torch.ones_like(parameter)
-    torch.optim.SGD([parameter], lr=0.1, fused=True).step()
-    assert not body.has_its_weights()
-
-
 def test_a_lesson_that_moves_the_weights_recalls_nothing_afterwards(kept: FeatureCache) -> None:
     """Though the plugin froze the backbone while it asked before, and an optimiser leaves no trace but the numbers."""
     recalled: list[bool] = []
@@ -384,15 +386,3 @@ def test_weights_that_change_while_answers_are_asked_for_are_seen(kept: FeatureC
         assert of(inputs) is not None
         run.model.body.get_parameter("cls_token").add_(1)
         assert of(inputs) is None
-
-
-def test_adapters_that_are_off_are_as_good_as_none() -> None:
-    run = runner.Run(cell_of("hidelora"), STREAM, CPU, runner.Silent(), FeatureCache(Path(), 0))
-    run.model.eval()
-    assert run.frozen is not None
-    adapters = run.plugins[0].adapters  # type: ignore[attr-defined]
-    assert not run.frozen.body.is_untouched()
-    with adapters.off():
-        assert run.frozen.body.is_untouched()
-        adapters.retire(torch.Generator())
-        assert not run.frozen.body.is_untouched()
