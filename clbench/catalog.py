@@ -294,9 +294,10 @@ def _variant(suite: Suite, row: Contender, method: Method, base: Method) -> str:
     mine, plain = method.model_dump(mode="json"), base.model_dump(mode="json")
     changed = {field: value for field, value in mine.items() if value != plain[field]}
     for contender in suite.contenders:
-        same = (contender.method, contender.recipe) == (method.name, row.recipe)
-        if same and contender.label and dict(contender.settings) == changed:
-            return contender.label
+        if contender.label and (contender.method, contender.recipe) == (method.name, row.recipe):
+            theirs = _built(type(method), {**suite.settings.get(method.name, {}), **contender.settings}, method.name)
+            if theirs == method:
+                return contender.label
     return ", ".join(f"{field}={word(value)}" for field, value in changed.items())
 
 

@@ -240,8 +240,7 @@ def _attention() -> list[bool]:
     """Which forms of attention PyTorch and timm may take; they round otherwise."""
     cuda = torch.backends.cuda
     kernels = (cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled, cuda.cudnn_sdp_enabled)
-    fused = bool(use_fused_attn())  # type: ignore[no-untyped-call]
-    return [fused, *(enabled() for enabled in kernels)]
+    return [bool(use_fused_attn()), *(bool(enabled()) for enabled in kernels)]  # type: ignore[no-untyped-call]
 
 
 def _pixels_sha256(examples: Examples) -> str:

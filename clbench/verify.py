@@ -60,10 +60,15 @@ MEASURES: Mapping[str, Measure] = {
 """As the leaderboard's columns are called, without `_mean`."""
 
 TERMS = (
-    *("backbone", "tasks", "class order", "transform", "normalisation", "head masking"),
+    *("backbone", "weights", "tasks", "classes of each task", "class order", "validation"),
+    *("transform", "normalisation", "head masking"),
     *("epochs", "batch size", "optimiser", "step size", "schedule"),
 )
 """What two protocols must share before their numbers can be held against one another."""
+IMPLIED: Mapping[str, Fact] = {"weights": "trained"}
+"""Terms of every published figure."""
+COMPARED = ("epochs", "task_epochs", "batch_size", "optimizer", "learning_rate", "schedule")
+"""Fields of the recipe that are terms; another that a run has otherwise than its suite is a difference by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +121,7 @@ def facts(record: Record) -> dict[str, Fact | None]:
     learns, sees = card.get("epochs") != 0, (card.get("transform"), card.get("normalisation")) != ("none", "none")
     found = {
         "backbone": card.get("backbone"),
+        "weights": "random" if card.get("weights_sha256") == "random" else None,
         "tasks": len(record.tasks),
         "transform": str(card.get("transform", "")).partition(":")[0] if sees else None,
         "normalisation": card.get("normalisation") if sees else None,
@@ -127,6 +133,10 @@ def facts(record: Record) -> dict[str, Fact | None]:
         "schedule": recipe.get("schedule", "constant") if learns else None,
     }
     said = dict(line.split(": ", 1) for line in card.get("data", ()) if ": " in line)
+    found["validation"] = said.get("validation")  # of images alone
+    sizes = said.get("classes of each task", "equal")
+    uneven = len(set(sizes.split(","))) > 1
+    found["classes of each task"] = (sizes if uneven else "equal") if "validation" in said else None
     if "class order" in said:
         found["class order"] = said["class order"] + (f", seed {record.order_seed}" if record.order_seed else "")
     return found
@@ -173,7 +183,7 @@ def _is_about(reference: Reference, group: Group) -> bool:
 
 def _against(suite: str, reference: Reference, group: Group) -> Check:
     ours, first = _ours(reference, group), (group.done or group.records)[0]
-    differences, unstated = _compared(reference, facts(first))
+    differences, unstated = _compared(reference, facts(first), first.variant)
     agree: Literal["equal", "equal as far as stated"] = "equal as far as stated" if unstated else "equal"
     return Check(
         suite=suite,
@@ -207,19 +217,27 @@ def _ours(reference: Reference, group: Group) -> Spread:
     return spread([value(record) for record in group.done])
 
 
-def _compared(reference: Reference, ours: Mapping[str, Fact | None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _compared(
+    reference: Reference, ours: Mapping[str, Fact | None], variant: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """In what the protocols differ, in words, and which terms the source leaves open."""
-    theirs = reference.protocol
+    theirs = {**IMPLIED, **reference.protocol}
     ours = {"class order": "not recorded", **ours}
     differences = [
         f"{term} {ours[term]}, published {value}"
         for term, value in theirs.items()
-        if ours[term] is not None and not _same(ours[term], value)
+        if ours[term] is not None and not _same(term, ours[term], value)
     ]
+    for word in variant.split(", "):
+        field = word.partition("=")[0].removeprefix("recipe.")
+        if word.startswith("recipe.") and field not in COMPARED:
+            differences.append(f"{word}, otherwise than the suite")
     return tuple(differences), tuple(term for term in TERMS if ours[term] is not None and term not in theirs)
 
 
-def _same(mine: Fact | None, theirs: Fact) -> bool:
+def _same(term: str, mine: Fact | None, theirs: Fact) -> bool:
+    if term == "class order" and mine == "coda":
+        return theirs in ("coda", "natural")  # CODA-Prompt's code shuffles from its second seed on
     if isinstance(mine, (int, float)) and isinstance(theirs, (int, float)):
         return math.isclose(mine, theirs, rel_tol=1e-3)  # printed with three digits
     return str(mine) == str(theirs)

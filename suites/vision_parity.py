@@ -36,34 +36,47 @@ def _rows(*names: str) -> tuple[Contender, ...]:
 # HiDe-Prompt's code has 24 images a device on eight devices, and scales its step sizes by one device's batch.
 HIDE_BATCH = 24 * 8
 HIDE_RATE = 0.03 * 24 / 256
+# Its scripts for each data set: epochs, and how the step size falls. Those are for weights of ImageNet-21k; for iBOT's
+# the steps end sooner, after 20 and 50 epochs of CIFAR-100 and CUB-200, and ImageNet-R's step size stays as it is.
+HIDE_TAUGHT: Own = {
+    "cifar100": {"epochs": 50, "schedule": "steps", "steps": (30,)},
+    "imagenet-r": {"epochs": 150, "schedule": "cosine"},
+    "cub200": {"epochs": 50, "schedule": "steps", "steps": (30,)},
+}
+# The step size of the router, for each data set.
+HIDE_ROUTER: Own = {
+    "cifar100": {"router_learning_rate": 5e-4 * 24 / 256},
+    "imagenet-r": {"router_learning_rate": 5e-4 * 24 / 256},
+    "cub200": {"router_learning_rate": 0.01 * 24 / 256},
+}
+# The length of its prompts and the weight of the contrast.
+HIDE_PROMPT: Own = {
+    "cifar100": {"length": 5, "contrast_weight": 0.1},
+    "imagenet-r": {"length": 20, "contrast_weight": 0.5},
+    "cub200": {"length": 20, "contrast_weight": 0.01},
+}
 
 
-def _hide(
-    data: str, epochs: int, *, prompt_epochs: int, length: int, contrast: float, momentum: float, dual_rate: float
-) -> Suite:
+def _hide(data: str, epochs: int, *, momentum: float, dual_rate: float) -> Suite:
+    """`momentum` is HiDe-Prompt's for iBOT's weights, `dual_rate` DualPrompt's step size, both of their scripts."""
     adam = {"optimizer": "adam", "clip": 1.0}  # HiDe-Prompt's configurations of its prompt methods: clip-grad 1.0
-    # Its scripts for weights of ImageNet-21k: steps of 30 epochs; for ImageNet-R a cosine. Those for iBOT's end sooner,
-    # after 20, 50 and 50 epochs, and leave ImageNet-R's step size as it is.
-    falling = {"schedule": "cosine"} if data == "imagenet-r" else {"schedule": "steps", "steps": (30,)}
     recipes: Own = {
         "l2p": adam,
         "dualprompt": adam,
-        "hide-prompt": {**falling, "epochs": prompt_epochs},  # the method clips at 1.0 itself
-        "inflora": {**_inflora(epochs), "batch_size": 128},
+        "hide-prompt": HIDE_TAUGHT[data],  # the method clips at 1.0 itself
+        "inflora": _inflora(epochs),
     }
     settings: Own = {
         "gem": {"buffer_samples": 1000, "margin": 0.05},  # TreeLoRA's appendix: 100 samples a task, strength 0.05
         "ewc": {"penalty_weight": 50.0},  # TreeLoRA's appendix
         "l2p": {"pool": 30, "length": 5, "learning_rate": HIDE_RATE},  # TreeLoRA's appendix; HiDe-Prompt's code
-        "dualprompt": {"expert_length": length, "learning_rate": dual_rate * 24 / 256},  # DualPrompt's code
+        # DualPrompt's code.
+        "dualprompt": {"expert_length": HIDE_PROMPT[data]["length"], "learning_rate": dual_rate * 24 / 256},
         # HiDe-Prompt's scripts for iBOT's weights.
-        "hide-prompt": {
-            "length": length,
-            "momentum": momentum,
-            "contrast_weight": contrast,
-            "learning_rate": HIDE_RATE,
-        },
-        "hidelora": {"learning_rate": HIDE_RATE, "momentum": 0.1, "contrast_weight": 0.01},  # HiDe-PET's code
+        "hide-prompt": {**HIDE_PROMPT[data], **HIDE_ROUTER[data], "momentum": momentum, "learning_rate": HIDE_RATE},
+        # HiDe-PET's code.
+        "hidelora": {**HIDE_ROUTER[data], "learning_rate": HIDE_RATE, "momentum": 0.1, "contrast_weight": 0.01},
+        "treelora": HIDE_ROUTER[data],  # built on HiDe-PET's code
         "inflora": {"learning_rate": 5e-4},  # InfLoRA's configurations
     }
     return of_images(
@@ -106,7 +119,7 @@ def _inflora(epochs: int) -> dict[str, Any]:
     }
 
 
-def _pilot_recipes(wide: bool) -> Own:
+def _pilot_recipes(data: str, wide: bool) -> Own:
     """How PILOT's methods and those held against it are taught; `wide`: as ImageNet-R is, not as CIFAR-100."""
     sgd = {"optimizer": "sgd", "momentum": 0.9}
     plain_adam = {"optimizer": "adam", "momentum": 0.0, "epochs": 10 if wide else 5}
@@ -123,20 +136,26 @@ def _pilot_recipes(wide: bool) -> Own:
         "dualprompt": {**plain_adam, "batch_size": 24},  # PILOT, dualprompt.json and dualprompt_inr.json
         # PILOT, coda_prompt.json and coda_prompt_inr.json, which leave the classes in their natural order.
         "coda-prompt": {"optimizer": "adam", "momentum": 0.0, "schedule": "coda", "epochs": 50 if wide else 20},
-        "hide-prompt": {"optimizer": "adam", "momentum": 0.0, "epochs": 50},  # HiDe-Prompt's code
+        # HiDe-Prompt's code.
+        "hide-prompt": {"optimizer": "adam", "momentum": 0.0, "batch_size": HIDE_BATCH, **HIDE_TAUGHT[data]},
         "inflora": _inflora(50 if wide else 20),
         "aper-adapter": adapter,  # PILOT, aper_aperpter.json and aper_aperpter_inr.json
         "ranpac": adapter,  # PILOT, ranpac.json and ranpac_inr.json
         "ease": {**adapter, "epochs": 20},  # PILOT, ease.json and ease_inr.json
-        # SLCA's configurations: a drop at epoch 18 of 20, at 40 of 50.
-        "slca": {
-            **sgd,
-            "weight_decay": 5e-4,
-            "batch_size": 64,
-            "epochs": 50 if wide else 20,
-            "schedule": "steps",
-            "steps": (40,) if wide else (18,),
-        },
+        "slca": _slca(wide),
+    }
+
+
+def _slca(wide: bool) -> dict[str, Any]:
+    """SLCA's configurations, of its sequential fine-tuning too: a drop at epoch 18 of 20, at 40 of 50."""
+    return {
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "batch_size": 64,
+        "epochs": 50 if wide else 20,
+        "schedule": "steps",
+        "steps": (40,) if wide else (18,),
     }
 
 
@@ -148,7 +167,7 @@ def _pilot(data: str, *, wide: bool, rate: float) -> Suite:
         "dualprompt": {"learning_rate": 1e-3, "expert_length": 5, "pull_weight": 0.1},  # PILOT, dualprompt.json
         # PILOT, coda_prompt.json: 100 components over 10 tasks, of 8 tokens, no orthogonality.
         "coda-prompt": {"learning_rate": 1e-3, "components": 10, "length": 8, "orthogonality_weight": 0.0},
-        "hide-prompt": {"learning_rate": HIDE_RATE},  # HiDe-Prompt's code
+        "hide-prompt": {**HIDE_PROMPT[data], **HIDE_ROUTER[data], "learning_rate": HIDE_RATE},  # HiDe-Prompt's code
         "inflora": {"learning_rate": 5e-4, "energy_first": 0.98 if wide else 0.95},  # InfLoRA's configurations
         "aper-adapter": {
             "learning_rate": 0.05 if wide else 0.01
@@ -181,10 +200,10 @@ def _pilot(data: str, *, wide: bool, rate: float) -> Suite:
             Contender("sd-lora", {"distil": 0.1}, label="KD"),  # the published threshold is not known here
             *_rows("aper-adapter", "ranpac", "ease", "slca"),
             Contender("slca", {"alignment_epochs": 0}, label="no alignment"),
-            Contender("finetune", UNMASKED, label="unmasked"),
+            Contender("finetune", UNMASKED, recipe=_slca(wide), label="unmasked"),
         ),
         settings=settings,
-        recipes=_pilot_recipes(wide),
+        recipes=_pilot_recipes(data, wide),
     )
 
 
@@ -215,10 +234,9 @@ def _coda(data: str, *, wide: bool) -> Suite:
     )
 
 
-# HiDe-Prompt's epochs, length, contrast and momentum for each data set: its scripts; DualPrompt's rate: its code.
-cifar100_hide = _hide("cifar100", 20, prompt_epochs=50, length=5, contrast=0.1, momentum=0.1, dual_rate=0.03)
-imagenet_r_hide = _hide("imagenet-r", 50, prompt_epochs=150, length=20, contrast=0.5, momentum=0.01, dual_rate=0.005)
-cub200_hide = _hide("cub200", 50, prompt_epochs=50, length=20, contrast=0.01, momentum=0.01, dual_rate=0.03)
+cifar100_hide = _hide("cifar100", 20, momentum=0.1, dual_rate=0.03)
+imagenet_r_hide = _hide("imagenet-r", 50, momentum=0.01, dual_rate=0.005)
+cub200_hide = _hide("cub200", 50, momentum=0.01, dual_rate=0.03)
 cifar100_pilot = _pilot("cifar100", wide=False, rate=8e-3)
 imagenet_r_pilot = _pilot("imagenet-r", wide=True, rate=1e-2)
 cub200_pilot = _pilot("cub200", wide=True, rate=1e-2)

@@ -172,6 +172,31 @@ def test_another_order_seed_is_another_order() -> None:
     assert unrecorded.differences == ("class order not recorded, published natural",)
 
 
+def test_what_makes_a_run_no_match_for_any_figure_is_named() -> None:
+    cut = ["class order: natural", "validation: 0.1 of the training images", "classes of each task: 91,1,8"]
+    run = record(card={"weights_sha256": "random", "data": cut}, variant="recipe.lora_rank=4, recipe.epochs=20")
+    stated = {**EVERYTHING, "validation": "0 of the training images", "classes of each task": "equal"}
+    check = one(replace(REFERENCE, protocol=stated), run)
+    assert set(check.differences) == {
+        "weights random, published trained",
+        "validation 0.1 of the training images, published 0 of the training images",
+        "classes of each task 91,1,8, published equal",
+        "recipe.lora_rank=4, otherwise than the suite",
+    }
+    plain = record(card={"data": [*cut[:1], "validation: 0 of the training images", "classes of each task: 10"]})
+    assert one(replace(REFERENCE, protocol=stated), plain).protocols == "equal"
+
+
+def test_the_first_of_codas_orders_is_the_natural_one() -> None:
+    def against(published: str, **changes: Any) -> tuple[str, ...]:
+        run = record(card={"data": ["class order: coda"]}, **changes)
+        return one(replace(REFERENCE, protocol={**EVERYTHING, "class order": published}), run).differences
+
+    assert against("natural") == against("coda") == ()
+    assert against("seed1993") == ("class order coda, published seed1993",)
+    assert against("natural", order_seed=1) == ("class order coda, seed 1, published natural",)
+
+
 def test_a_figure_without_a_run_is_missing() -> None:
     check = one()
     assert (check.status, check.protocols, check.n, check.within) == ("missing", "unknown", 0, None)
