@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from clbench.errors import BadValue
+
 
 def root() -> Path:
     """The folder that holds one folder for each data set.
 
     `$CLBENCH_DATA` where it is set, else `clbench/data` in the user's cache: `$XDG_CACHE_HOME`, or `~/.cache` where
-    that is unset or relative (XDG Base Directory Specification). Nothing is created.
+    that is unset or relative (XDG Base Directory Specification). Nothing is created. Raises BadValue where it names
+    a file, or nobody's home.
     """
     chosen = os.environ.get("CLBENCH_DATA")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    return cache() / "data"
+    if not chosen:
+        return cache() / "data"
+    try:
+        named = Path(chosen).expanduser().absolute()
+    except RuntimeError as error:
+        raise BadValue(f"CLBENCH_DATA is '{chosen}', and there is no such home; set it to a folder.") from error
+    if named.is_file():
+        raise BadValue(f"CLBENCH_DATA is '{chosen}', which is a file; set it to a folder.")
+    return named
 
 
 def cache() -> Path:

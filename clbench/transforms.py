@@ -67,8 +67,8 @@ class Transform:
     test_side: int = 224
     """To which length a test image's shorter side is resized before its central square is taken."""
     test_interpolation: Interpolation = "bilinear"
-    small_whole: bool = False
-    """Whether a square image smaller than `size` is seen whole at test."""
+    whole: int = 0
+    """Square images of that side are seen whole at test."""
 
     def train(self, images: Images, generator: torch.Generator, each: Each = map) -> Tensor:
         """Random views; `generator` is one of the CPU. `each` goes through images that are no batch."""
@@ -117,7 +117,7 @@ class Transform:
         parts = [train, f"flip {self.flip:g}", f"brightness 1 ± {self.brightness:.3f}" if self.brightness else ""]
         learned = ", ".join(part for part in parts if part) if train else "as at test"
         side = f"shorter side to {self.test_side}, {self.test_interpolation}, central {self.size}"
-        whole = f"; small squares whole to {self.size}" if self.small_whole else ""
+        whole = f"; {self.whole}x{self.whole} images whole to {self.size}" if self.whole else ""
         return f"{self.name}: train {learned}; test {side}{whole}"
 
     def _batch(self, images: Tensor, crops: Crops) -> Tensor:
@@ -150,7 +150,7 @@ class Transform:
 
     def _test_view(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        whole = self.small_whole and height == width < self.size
+        whole = height == width == self.whole
         resized = _resize(images, [self.size if whole else self.test_side], self.test_interpolation)
         central: Tensor = functional.center_crop(resized, [self.size, self.size])
         return central
@@ -236,7 +236,7 @@ TRANSFORMS = {
         Transform(name="pilot", area=(0.05, 1.0), test_side=256, test_interpolation="bicubic"),
         # CODA-Prompt and InfLoRA: torchvision's defaults. They see CIFAR's test images whole, as their loader of
         # CIFAR says; here the size of an image tells, so that one name serves all sets.
-        Transform(name="coda", area=(0.08, 1.0), test_side=256, small_whole=True),
+        Transform(name="coda", area=(0.08, 1.0), test_side=256, whole=32),
         # HiDe-Prompt's own for CIFAR; its areas are torchvision's defaults. Its code then normalises by CIFAR's mean
         # and deviation, which is not the transform's affair here.
         Transform(

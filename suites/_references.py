@@ -122,8 +122,8 @@ def _treelora(data: str) -> Iterator[Reference]:
             ("learning_rate=0.001 to 0.010", free, (87.97, 88.56)),
         ):
             for end, value in zip(("lowest", "highest"), ends, strict=True):
-                row, note = {f"treelora {what}": (value,)}, f"the {end} of a range, which no single run is held against"
-                yield from _some(data, "TreeLoRA, sensitivity", facts, row, note=note)
+                note = f"the {end} of a range, which no single run is held against"
+                yield from _some(data, "TreeLoRA, sensitivity", facts, {f"treelora {what}": (value,)}, note=note)
 
 
 # HiDe-Prompt (Wang et al., NeurIPS 2023), recalled. Its code has a transform and a normalisation of its own for CIFAR.

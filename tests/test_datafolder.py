@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from clbench.datafolder import folder, root
+from clbench.errors import BadValue
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,16 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, home: Path) 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, cache: str, expected: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
     assert root() == Path(expected).expanduser() / "clbench" / "data"
+
+
+@pytest.mark.parametrize(("said", "why"), [("{}/file", "which is a file"), ("~nobody-at-all/data", "no such home")])
+def test_a_variable_that_names_no_folder_is_refused(
+    said: str, why: str, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    (home / "file").touch()
+    monkeypatch.setenv("CLBENCH_DATA", said.format(home))
+    with pytest.raises(BadValue, match=why):
+        root()
 
 
 def test_a_folder_is_where_the_user_says(home: Path) -> None:

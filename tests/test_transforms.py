@@ -98,6 +98,7 @@ def test_arrays_that_cannot_be_written_to_are_read_where_they_are_cropped() -> N
         ("coda", (300, 400), 256, "bilinear"),
         ("coda", (500, 230), 256, "bilinear"),
         ("coda", (32, 32), 224, "bilinear"),
+        ("coda", (150, 150), 256, "bilinear"),
         ("plain", (300, 400), 224, "bilinear"),
         ("plain", (32, 32), 224, "bilinear"),
     ],

@@ -156,7 +156,9 @@ def _refuse_other_weights(weights: str) -> None:
 
 
 def _source(name: str, remote_code: bool = False) -> Source:
-    plain, _, path = name.partition("@")
+    plain, at, path = name.partition("@")
+    if at and not path:
+        raise BadValue(f"'{name}' names no file behind its '@'; write {plain}@PATH, or leave the '@' out.")
     family, colon, own = plain.partition(":")
     if colon:
         if family not in FAMILIES:

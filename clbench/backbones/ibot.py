@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -23,18 +24,29 @@ NETWORKS = ("teacher", "student")
 NOT_BACKBONE = ("head.", "masked_embed", "mask_token")
 """What only pre-training needs: the projection head, and what stands in for masked patches."""
 
+_SCALAR = np.float64(1).__reduce__()[0]
+HELD: list[Any] = [
+    *(argparse.Namespace, np.dtype, type(np.dtype(np.float64))),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""What a whole state holds besides tensors and plain values: the training's arguments, and step sizes and weight decays
+as numbers of NumPy, of its first version or a later one."""
+
 
 def load(body: VisionTransformer, path: Path) -> None:
     """Put the weights of the checkpoint at `path` into `body`.
 
-    Nothing but tensors and plain values is unpickled. Raises NotAvailable where the file cannot be read, and for
-    every key that `body` lacks or waits for in vain. (HiDe-Prompt's code passes over both in silence.)
+    Nothing but tensors, plain values and NumPy's single numbers is unpickled. Raises NotAvailable where the file
+    cannot be read, and for every key that `body` lacks or waits for in vain. (HiDe-Prompt's code passes over both in
+    silence.)
     """
-    with readable(path), torch.serialization.safe_globals([argparse.Namespace]):  # the training's own arguments
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(held, Mapping):
-        raise NotAvailable(f"'{path}' holds a {type(held).__name__}; an iBOT checkpoint holds named weights.")
-    fill(body, backbone(held), path)
+    with readable(path):
+        with torch.serialization.safe_globals(HELD):
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(held, Mapping):
+            raise NotAvailable(f"'{path}' holds a {type(held).__name__}; an iBOT checkpoint holds named weights.")
+        named = backbone(held)
+    fill(body, named, path)
 
 
 def backbone(held: Mapping[str, Any]) -> dict[str, Tensor]:

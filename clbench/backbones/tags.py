@@ -132,7 +132,9 @@ VIT_TI16_IN21K = _from_timm("vit-ti16-in21k", "vit_tiny_patch16_224.augreg_in21k
 VIT_B16_IBOT21K = TaggedSource(
     "vit-b16-ibot21k", "vit_base_patch16_224", form="ibot", advice=f"download iBOT's {_IBOT_22K}"
 )
-CIFAR_VIT = TaggedSource("cifar-vit", "cifar-vit", advice="make them with 'clbench pretrain cifar-vit'")
+CIFAR_VIT = TaggedSource(
+    "cifar-vit", "cifar-vit", advice="make cifar-vit.safetensors with 'clbench pretrain cifar-vit'"
+)
 
 
 def timm_family(name: str) -> TaggedSource:
@@ -143,7 +145,7 @@ def timm_family(name: str) -> TaggedSource:
     from timm.models import get_pretrained_cfg, list_pretrained
 
     model, _, tag = name.partition(".")
-    _refuse_unknown(model)
+    _refuse_foreign(model)
     try:
         facts = get_pretrained_cfg(name)
     except RuntimeError:
@@ -156,14 +158,20 @@ def timm_family(name: str) -> TaggedSource:
 
 def ibot_family(name: str) -> TaggedSource:
     """`ibot:NAME@PATH`: a vision transformer by timm's name of it, with weights as iBOT publishes them."""
-    _refuse_unknown(name)
+    _refuse_foreign(name)
     return TaggedSource(f"ibot:{name}", name, form="ibot", advice="get a checkpoint that iBOT wrote")
 
 
-def _refuse_unknown(model: str) -> None:
+def _refuse_foreign(model: str) -> None:
+    """Raises BadValue for a name that timm has not, and for a model that is no vision transformer of plain blocks."""
+    import torch
     from timm.models import is_model, list_models
+
+    from clbench.backbones import vision
 
     if not is_model(model):
         close = difflib.get_close_matches(model, list_models(), n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise BadValue(f"timm has no model called '{model}'.{hint} 'timm.list_models()' names all of them.")
+    with torch.device("meta"):
+        vision.new_body(model)

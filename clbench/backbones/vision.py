@@ -80,8 +80,14 @@ def readable(path: Path) -> Iterator[None]:
     """Turn what the readers of weights raise at a torn or foreign file into NotAvailable."""
     try:
         yield
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
-        words = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    except NotAvailable:
+        raise
+    except Exception as error:  # a foreign file may raise anything
+        words = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):  # advice to let it run code
+            words = "it holds other things than weights, or is no checkpoint (a web page, a pointer to a file?)"
+        elif not isinstance(error, (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError)):
+            words = f"it is no checkpoint ({type(error).__name__}: {words})"
         raise NotAvailable(f"'{path}' cannot be read as weights: {words}. Fetch it again, or pass another.") from error
 
 
@@ -96,12 +102,14 @@ def load(body: VisionTransformer, path: Path) -> None:
             body.load_pretrained(str(path))
             return
         named = checkpoint_filter_fn(load_state_dict(str(path), weights_only=True), body)
-    fill(body, {key: value for key, value in named.items() if not key.startswith("head.")}, path)
+        named = {key: value for key, value in named.items() if not key.startswith("head.")}
+    fill(body, named, path)
 
 
 def fill(body: VisionTransformer, named: Mapping[str, Tensor], path: Path) -> None:
     """Put `named` weights, read from `path`, into `body`; all of them fit or NotAvailable names those that do not."""
     expected = body.state_dict()
+    named = {key: value for key, value in named.items() if isinstance(value, Tensor)}
     wrong = {
         "lacks": [key for key in expected if key not in named],
         "has unknown": [key for key in named if key not in expected],

@@ -119,8 +119,8 @@ def open(name: str, at: Path | None = None, *, short_side: int | None = None, ve
     """The prepared data set called `name`, memory-mapped: nothing but its labels is read.
 
     `at` is the data set's folder, the one of its name in the data folder when None. `short_side` asks for the
-    variant that was prepared with it. The sizes of the files are compared with the manifest, and their sha256 where
-    `verify` is set, which reads everything once.
+    variant that was prepared with it. The sizes of the files are compared with the manifest, and the sha256 of all
+    but the pixels; theirs too where `verify` is set, which reads everything once.
 
     Raises UnknownName for a name that no table knows, NotAvailable where the set is not prepared, with the command
     that prepares it, BadValue where the folder holds another set, and StoreError where its files are damaged.
@@ -133,6 +133,11 @@ def open(name: str, at: Path | None = None, *, short_side: int | None = None, ve
     manifest = read_manifest(folder)
     if manifest.name != name:
         raise BadValue(f"'{home}' holds '{manifest.name}', which is not '{name}': ask for it by its own name.")
+    if data.counts is not None and manifest.images != data.counts.images:
+        raise StoreError(
+            f"'{folder}' holds {manifest.images:,} images and {data.title} has {data.counts.images:,}; move it away "
+            "and prepare the data set again."
+        )
     _check(folder, manifest, verify)
     return Prepared(
         name=name,
@@ -193,13 +198,21 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def holds(folder: Path, name: str) -> bool:
+    """Whether the manifest in `folder` is readable and of the set called `name`."""
+    try:
+        return read_manifest(folder).name == name
+    except StoreError:
+        return False
+
+
 def _check(folder: Path, manifest: Manifest, verify: bool) -> None:
     for name, file in manifest.files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != file.bytes:
             has = "is missing" if size is None else f"has {size} bytes"
-        elif verify and sha256(path) != file.sha256:
+        elif (verify or name != PIXELS) and sha256(path) != file.sha256:
             has = "has another sha256"
         else:
             continue

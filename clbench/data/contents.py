@@ -50,6 +50,7 @@ class DataSet:
     family: Family
     licence: str
     home: str
+    """Where it is published; '' for a part of another set."""
     folder: str
     """The folder inside the archive."""
     archive: Archive
@@ -95,7 +96,7 @@ _CIFAR100_SUBSET = DataSet(
     title="CIFAR-100, a part of its images",
     family="cifar",
     licence=_CIFAR100.licence,
-    home=_CIFAR100.home,
+    home="",
     folder="cifar-100-python",
     archive=Archive("cifar-100-python-subset.tar.xz"),
 )

@@ -26,6 +26,11 @@ def fetch(archive: Archive, target: Path, data: DataSet, report: Report) -> Path
     """
     place = f"put it at '{target}', or name its place with 'clbench data prepare {data.name} --from PATH'"
     if archive.url is None:
+        if not data.home:
+            raise NotAvailable(
+                f"{archive.file} is published nowhere: it is a part of a set, of your own making, in that set's format "
+                f"({data.title}); {place}."
+            )
         raise NotAvailable(f"{archive.file} of {data.title} is fetched by hand, from {data.home}: {place}.")
     part = target.with_name(f"{target.name}.part")
     try:

@@ -73,7 +73,7 @@ class State:
 def state(data: DataSet, at: Path | None = None) -> State:
     """How far `data` has come, from the names and sizes of files alone."""
     home = datafolder.folder(data.name, at)
-    if copies := cache.copies(home):
+    if copies := [folder for folder in cache.copies(home) if cache.holds(folder, data.name)]:
         return State("prepared", sum(path.stat().st_size for folder in copies for path in folder.iterdir()))
     archive = home / data.archive.file
     if archive.is_file():
@@ -152,6 +152,8 @@ def _given(data: DataSet, home: Path, source: Path | None, report: Report) -> Pa
         source = source.expanduser().absolute()
         if not source.exists():
             raise BadValue(f"there is nothing at '{source}'; --from takes {archive.file}, or a folder that holds it.")
+        if not (source.is_file() or source.is_dir()):
+            raise BadValue(f"'{source}' is a device or a pipe; --from takes {archive.file}, or a folder that holds it.")
         return source / archive.file if (source / archive.file).is_file() else source
     for here in (home / archive.file, home / data.folder):
         if here.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import shutil
 import tarfile
@@ -39,6 +40,8 @@ def unpack(archive: Path, target: Path, report: Report) -> None:
             if number % EVERY == 0:
                 report(f"unpacking {archive.name}", number, None)
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise BadValue(f"'{archive}' is refused: no file can be made of '{inside[:60]}' in it.") from error
         if error.errno is not None:
             raise StoreError(explain(error, target)) from error
         raise _damaged(archive, inside, error) from error  # a bad gzip is an OSError without a number

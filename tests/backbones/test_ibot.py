@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -84,7 +85,11 @@ def whole_state(teacher: dict[str, Tensor], student: dict[str, Tensor]) -> dict[
             **{f"module.{key}": value for key, value in head.items()},
         },
         "teacher": {**{f"backbone.{key}": value for key, value in teacher.items()}, **head},
-        "optimizer": {"state": {0: {"step": 3}}, "param_groups": [{"lr": 0.1}]},
+        # Its schedules are arrays of NumPy, from which each step's number is taken.
+        "optimizer": {
+            "state": {0: {"step": 3}},
+            "param_groups": [{"lr": np.linspace(0, 1, 5)[2], "weight_decay": np.linspace(0.04, 0.4, 5)[1]}],
+        },
         "epoch": 80,
         "args": argparse.Namespace(arch="vit_base", patch_size=16),
         "ibot_loss": {"center": torch.ones(1, 2)},
@@ -141,9 +146,22 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path, source: TaggedSo
         torch.save(content, path)
         with pytest.raises(NotAvailable, match=words):
             source.at(path).build(2, 0)
-    path.write_bytes(b"half")
-    with pytest.raises(NotAvailable, match="cannot be read as weights"):
-        source.at(path).build(2, 0)
+    for content in ({1: torch.ones(1)}, {"state_dict": [1]}):
+        torch.save(content, path)
+        with pytest.raises(NotAvailable, match="cannot be read as weights: it is no checkpoint"):
+            source.at(path).build(2, 0)
+    for raw in (b"half", bytes(range(256)) * 20, b"root:x:0:0::/root:/bin/sh\n" * 30, b"<html></html>"):
+        path.write_bytes(raw)
+        with pytest.raises(NotAvailable, match="cannot be read as weights") as caught:
+            source.at(path).build(2, 0)
+        assert "weights_only" not in str(caught.value)
+
+
+def test_a_checkpoint_may_not_bring_code(tmp_path: Path, source: TaggedSource) -> None:
+    state = whole_state(weights(4), weights(5))
+    torch.save({**state, "more": Foreign()}, tmp_path / "checkpoint.pth")
+    with pytest.raises(NotAvailable, match="holds other things than weights"):
+        source.at(tmp_path / "checkpoint.pth").build(2, 0)
 
 
 def test_names_of_the_family() -> None:

@@ -272,8 +272,26 @@ def test_torn_and_foreign_files_are_refused(tmp_path: Path, source: TaggedSource
         with pytest.raises(NotAvailable, match=f"{name}' cannot be read as weights: "):
             source.at(tmp_path / name).build(2, 0)
     torch.save({"state_dict": {"norm.bias": torch.ones(1)}, "by": Foreign()}, tmp_path / "w.pth")
-    with pytest.raises(NotAvailable, match="cannot be read as weights: weights_only=True blocked"):
+    with pytest.raises(NotAvailable, match="cannot be read as weights: it holds other things than weights"):
         source.at(tmp_path / "w.pth").build(2, 0)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(2), {1: torch.ones(1)}, {"state_dict": [1]}, 7])
+def test_files_of_something_else_are_refused(content: object, tmp_path: Path, source: TaggedSource) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(NotAvailable, match=r"w\.pth' (cannot be read as weights|lacks)"):
+        source.at(tmp_path / "w.pth").build(2, 0)
+
+
+@pytest.mark.parametrize(
+    "raw", [bytes(range(256)) * 20, b"<!doctype html><html></html>", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+@pytest.mark.parametrize("name", ["w.pth", "w.npz", "w.safetensors"])
+def test_raw_bytes_are_refused(raw: bytes, name: str, tmp_path: Path, source: TaggedSource) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(NotAvailable, match=f"{name}' cannot be read as weights") as caught:
+        source.at(tmp_path / name).build(2, 0)
+    assert "weights_only" not in str(caught.value)
 
 
 # names
@@ -287,7 +305,9 @@ def test_names_that_timm_lacks() -> None:
     with pytest.raises(UnknownName, match=r"no family of backbones called 'tim'. Did you mean 'timm'"):
         backbones.build("tim:vit_tiny_patch16_224", 2, 0)
     with pytest.raises(BadValue, match="timm's ByobNet; a backbone is a VisionTransformer"):
-        backbones.build("timm:test_byobnet", 2, 0, weights="random")
+        backbones.weights_sha256("timm:test_byobnet")  # before its weights are asked for
+    with pytest.raises(BadValue, match="names no file behind its '@'; write vit-b16-in21k@PATH"):
+        backbones.weights_sha256("vit-b16-in21k@")
 
 
 # what methods ask of a backbone

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from clbench.data import build, cache, contents, found
+from clbench.data.contents import Counts
 from clbench.data.prepare import prepare, state
 from clbench.errors import BadValue, NotAvailable, StoreError, UnknownName
 from clbench.lease import Watch, held
@@ -90,6 +91,26 @@ def test_a_changed_byte_is_noticed_when_asked(birds: Shelf) -> None:
     cache.open("cub200")
     with pytest.raises(StoreError, match="has another sha256"):
         cache.open("cub200", verify=True)
+
+
+@pytest.mark.parametrize("name", [cache.TARGETS, cache.SIZES, cache.IS_TRAIN])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_changed_label_is_noticed_at_once_and_mended(name: str, place: int, birds: Shelf, tmp_path: Path) -> None:
+    path = cache.open("cub200").folder / name
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="has another sha256"):
+        cache.open("cub200")
+    birds.prepare("cub200", tmp_path / "unpacked")
+    assert path.read_bytes() == whole
+
+
+def test_counts_that_were_edited_are_noticed(birds: Shelf) -> None:
+    birds.change("cub200", counts=Counts(images=5_994 + 5_794, classes=200))
+    with pytest.raises(StoreError, match=r"holds 6 images and .* has 11,788"):
+        cache.open("cub200")
 
 
 def test_a_damaged_manifest_is_a_sentence(birds: Shelf) -> None:

@@ -54,6 +54,28 @@ def test_a_mistake_is_one_sentence(shelf: Shelf, tmp_path: Path) -> None:
     assert "Traceback" not in done.output
 
 
+def test_a_pipe_is_refused_at_once(shelf: Shelf) -> None:
+    done = ask("prepare", "pacs", "--from", "/dev/zero")
+    assert done.exit_code == 2
+    assert "'/dev/zero' is a device or a pipe; --from takes PACS.zip" in done.stderr
+
+
+def test_another_set_in_the_place_of_one_is_not_listed_as_prepared(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.prepare("pacs", shelf.add("pacs").unpacked(tmp_path / "unpacked"))
+    shelf.home("pacs").rename(shelf.home("cub200"))
+    lines = {line.split()[0]: line for line in ask("list").stdout.splitlines()}
+    assert "missing" in lines["cub200"]
+    assert "missing" in lines["pacs"]
+
+
+def test_a_part_of_a_set_is_not_looked_for_in_the_internet(shelf: Shelf) -> None:
+    done = ask("prepare", "cifar100-subset")
+    assert done.exit_code == 2
+    assert (
+        "cifar-100-python-subset.tar.xz is published nowhere: it is a part of a set, of your own making" in done.stderr
+    )
+
+
 def test_help_loads_nothing_heavy() -> None:
     program = "import sys, clbench.cli; assert not {'numpy', 'PIL', 'rich.progress'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

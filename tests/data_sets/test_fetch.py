@@ -229,6 +229,13 @@ def test_a_damaged_byte_in_a_zip_is_named(tmp_path: Path) -> None:
         unpack(path, tmp_path / "out", silent)
 
 
+@pytest.mark.parametrize("second", ["x" * 300, "file/below"])
+def test_a_file_that_has_no_place_is_the_archives_fault(second: str, tmp_path: Path) -> None:
+    tar = archive_of(tmp_path / "some.tar", file=b"one", **{second: b"two"})
+    with pytest.raises(BadValue, match=r"some\.tar' is refused: no file can be made of '(file/below|x+)'"):
+        unpack(tar, tmp_path / "out", silent)
+
+
 @pytest.mark.parametrize("name", ["../outside", "/outside", "in/../../outside"])
 def test_an_archive_that_would_write_outside_is_refused(name: str, tmp_path: Path) -> None:
     tar, pack = tmp_path / "some.tar", tmp_path / "some.zip"
