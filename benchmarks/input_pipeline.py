@@ -8,7 +8,9 @@ one epoch of four batches. Read the column `ratio`: the median over the blocks o
 quartiles and extremes say how quiet the machine was.
 
 The files are made here: noise whose spectrum falls like that of photographs, 500 x 375 or 375 x 500, JPEG quality 90.
-Decoding them once and storing the pixels is not timed; its seconds are printed.
+Decoding them once and storing the pixels is not timed; its seconds are printed. Both kinds of file are in memory, as
+after the first epoch where it has room for them. A disk would have to give about five times as many bytes of pixels as
+of JPEG: where the set is larger than memory and the disk slow, the ratio is not this one.
 
     python benchmarks/input_pipeline.py
 """

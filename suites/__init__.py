@@ -27,15 +27,21 @@ CONTENTS: dict[str, Entry] = {
     "olora-order4": Entry("clbench.suites.olora:order4", "15 classification tasks, the O-LoRA benchmark's order 4"),
     "olora-order5": Entry("clbench.suites.olora:order5", "15 classification tasks, the O-LoRA benchmark's order 5"),
     "olora-order6": Entry("clbench.suites.olora:order6", "15 classification tasks, the O-LoRA benchmark's order 6"),
-    "cifar100": Entry("clbench.suites.vision:cifar100", "Split CIFAR-100, 10 tasks x 10 classes, ViT-B/16"),
+    "cifar100": Entry(
+        "clbench.suites.vision:cifar100", "Split CIFAR-100, 10 tasks x 10 classes, ViT-B/16, equal recipe"
+    ),
     "cifar100-20x5": Entry("clbench.suites.vision:cifar100_20x5", "Split CIFAR-100, 20 tasks x 5 classes"),
     "cifar100-5x20": Entry("clbench.suites.vision:cifar100_5x20", "Split CIFAR-100, 5 tasks x 20 classes"),
     "cifar100-b50": Entry("clbench.suites.vision:cifar100_b50", "Split CIFAR-100, 50 classes at once, then 5 x 10"),
-    "imagenet-r": Entry("clbench.suites.vision:imagenet_r", "Split ImageNet-R, 10 tasks x 20 classes, ViT-B/16"),
+    "imagenet-r": Entry(
+        "clbench.suites.vision:imagenet_r", "Split ImageNet-R, 10 tasks x 20 classes, ViT-B/16, equal recipe"
+    ),
     "imagenet-r-5": Entry("clbench.suites.vision:imagenet_r_5", "Split ImageNet-R, 5 tasks x 40 classes"),
     "imagenet-r-20": Entry("clbench.suites.vision:imagenet_r_20", "Split ImageNet-R, 20 tasks x 10 classes"),
-    "cub200": Entry("clbench.suites.vision:cub200", "Split CUB-200, 10 tasks x 20 birds, ViT-B/16"),
-    "imagenet-a": Entry("clbench.suites.vision:imagenet_a", "Split ImageNet-A, 10 tasks x 20 classes, ViT-B/16"),
+    "cub200": Entry("clbench.suites.vision:cub200", "Split CUB-200, 10 tasks x 20 birds, ViT-B/16, equal recipe"),
+    "imagenet-a": Entry(
+        "clbench.suites.vision:imagenet_a", "Split ImageNet-A, 10 tasks x 20 classes, ViT-B/16, equal recipe"
+    ),
     "tiny-imagenet": Entry("clbench.suites.vision:tiny_imagenet", "Split Tiny ImageNet, 10 tasks x 20 classes"),
     "pacs": Entry("clbench.suites.vision:pacs", "PACS, 4 domains, the same 7 classes in each"),
     "cifar100-subset": Entry("clbench.suites.vision:cifar100_subset", "a part of CIFAR-100 at 32 pixels, on a CPU"),
