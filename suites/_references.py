@@ -8,6 +8,7 @@ source: the figure was recalled and has not been read there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from clbench.suite import Reference
@@ -117,10 +118,9 @@ def _treelora(data: str) -> Iterator[Reference]:
             facts = {**own, "epochs": epochs}
             yield from _some(data, "TreeLoRA, table 2", facts, {f"treelora epochs={epochs}": numbers}, _THREE)
         free = {name: value for name, value in own.items() if name != "step size"}
-        for what, facts, ends in (
-            ("penalty_weight=0.1 to 1.0", own, (88.49, 88.58)),
-            ("learning_rate=0.001 to 0.010", free, (87.97, 88.56)),
-        ):
+        ranges = {"penalty_weight=0.1 to 1.0": (88.49, 88.58), "learning_rate=0.001 to 0.010": (87.97, 88.56)}
+        for what, ends in ranges.items():
+            facts = free if what.startswith("learning_rate") else own
             for end, value in zip(("lowest", "highest"), ends, strict=True):
                 note = f"the {end} of a range, which no single run is held against"
                 yield from _some(data, "TreeLoRA, sensitivity", facts, {f"treelora {what}": (value,)}, note=note)
@@ -184,41 +184,27 @@ _PILOT = "LAMDA-PILOT, figure, read off within 0.5"
 _PILOT_FACTS: Facts = {**IN1K, **TEN, **L2P_VIEW, **SEED1993}
 _OWN_SPLIT = "another split than the published lists: a folder of PILOT's"
 _POOLED = ("avg_accuracy_pooled",)
-_PILOT_ROWS = {
-    "cifar100": {
-        "finetune": (68.5,),
-        "ncm": (76.2,),
-        "dualprompt": (82.3,),
-        "l2p": (84.3,),
-        "aper-adapter": (85.8,),
-    },
-    "imagenet-r": {
-        "ncm": (61.3,),
-        "finetune": (61.5,),
-        "dualprompt": (69.2,),
-        "l2p": (73.0,),
-        "aper-adapter": (73.0,),
-    },
-}
 _PILOT_CODA = {"cifar100": 86.9, "imagenet-r": 73.4}
-_OTHER_FORMS = {
-    "cifar100": {"aper-finetune": (76.1,), "aper-vpt-deep": (83.3,), "aper-ssf": (83.9,)},
-    "imagenet-r": {
-        "aper-finetune": (63.2,),
-        "aper-vpt-shallow": (66.2,),
-        "aper-ssf": (72.1,),
-        "aper-vpt-deep": (72.4,),
-    },
+_PILOT_TABLE: Mapping[str, tuple[float | None, float]] = {
+    "finetune": (68.5, 61.5),
+    "ncm": (76.2, 61.3),
+    "dualprompt": (82.3, 69.2),
+    "l2p": (84.3, 73.0),
+    "aper-adapter": (85.8, 73.0),
+    "aper-finetune": (76.1, 63.2),
+    "aper-vpt-shallow": (None, 66.2),
+    "aper-vpt-deep": (83.3, 72.4),
+    "aper-ssf": (83.9, 72.1),
 }
-ELSEWHERE = frozenset(name for rows in _OTHER_FORMS.values() for name in rows)
+ELSEWHERE = frozenset(name for name in _PILOT_TABLE if name.startswith("aper-")) - {"aper-adapter"}
 """Published methods that are none here: other forms of APER."""
 
 
 def _pilot(data: str) -> Iterator[Reference]:
     note = _OWN_SPLIT if data == "imagenet-r" else ""
-    yield from _some(data, _PILOT, _PILOT_FACTS, _PILOT_ROWS[data], _POOLED, more=READ_OFF, note=note)
-    none = "; ".join(filter(None, (note, "no method here")))
-    yield from _some(data, _PILOT, _PILOT_FACTS, _OTHER_FORMS[data], _POOLED, more=READ_OFF, note=none)
+    for method, values in _PILOT_TABLE.items():
+        row, words = {method: (values[data == "imagenet-r"],)}, "no method here" if method in ELSEWHERE else note
+        yield from _some(data, _PILOT, _PILOT_FACTS, row, _POOLED, more=READ_OFF, note=words)
     facts = {**_PILOT_FACTS, **NATURAL}  # its configuration for this method does not shuffle
     yield from _some(data, _PILOT, facts, {"coda-prompt": (_PILOT_CODA[data],)}, _POOLED, more=READ_OFF, note=note)
 
@@ -334,16 +320,9 @@ _INFLORA_R: Facts = {**_INFLORA, "epochs": 50}
 
 def _inflora(data: str) -> Iterator[Reference]:
     if data == "cifar100":
-        paper = "InfLoRA (Liang and Li 2024): 86.51 ± 0.73"
-        for metric, value in (("avg_accuracy", 86.51), ("avg_incremental_accuracy", 91.70)):
-            yield Reference(
-                method="inflora",
-                metric=metric,
-                value=value,
-                tolerance=2 * 0.73,
-                source=paper,
-                protocol={**ALL_IMAGES, **_INFLORA_CIFAR},
-            )
+        paper, metrics = "InfLoRA (Liang and Li 2024): 86.51 ± 0.73", ("avg_accuracy", "avg_incremental_accuracy")
+        for found in _some(data, paper, _INFLORA_CIFAR, {"inflora": (86.51, 91.70)}, metrics):
+            yield replace(found, tolerance=2 * 0.73)
         yield from _some(data, _INFLORA_LOG, {**_INFLORA_CIFAR, **NATURAL}, {"inflora": (86.67,)})
         yield from _some(data, _INFLORA_LOG, {**_INFLORA_CIFAR, **SEED1993}, {"inflora": (86.95,)})
         return

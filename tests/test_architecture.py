@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 # Within a floor, a bar is a step: what stands right of it may also import what stands left of it.
 FLOORS = (
-    "errors seeding terms padding datafolder text processes child job | record metrics scoring stream transforms "
+    "errors seeding terms padding text processes child job | record datafolder metrics scoring stream transforms "
     "recipe files glyphs words contents fingerprint determinism interrupts means | model lease manifest outcomes",
     "data | protocol backbones adapters meter pace checkpoint origin | method imagestore peers",
     "loader featurecache answers plugin untaught | suite strategy store stats row remarks | table tiny upkeep index "
