@@ -67,8 +67,11 @@ TERMS = (
 """What two protocols must share before their numbers can be held against one another."""
 IMPLIED: Mapping[str, Fact] = {"weights": "trained"}
 """Terms of every published figure."""
-COMPARED = ("epochs", "task_epochs", "batch_size", "optimizer", "learning_rate", "schedule")
-"""Fields of the recipe that are terms; another that a run has otherwise than its suite is a difference by itself."""
+NO_DIFFERENCE = (
+    *("epochs", "task_epochs", "batch_size", "optimizer", "learning_rate", "schedule"),  # terms
+    *("eval_batch_size", "micro_batch", "checkpointing"),  # only rounding hangs on them
+)
+"""Fields of the recipe; another that a run has otherwise than its suite is a difference of the protocols by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +233,7 @@ def _compared(
     ]
     for word in variant.split(", "):
         field = word.partition("=")[0].removeprefix("recipe.")
-        if word.startswith("recipe.") and field not in COMPARED:
+        if word.startswith("recipe.") and field not in NO_DIFFERENCE:
             differences.append(f"{word}, otherwise than the suite")
     return tuple(differences), tuple(term for term in TERMS if ours[term] is not None and term not in theirs)
 

@@ -174,7 +174,10 @@ def test_another_order_seed_is_another_order() -> None:
 
 def test_what_makes_a_run_no_match_for_any_figure_is_named() -> None:
     cut = ["class order: natural", "validation: 0.1 of the training images", "classes of each task: 91,1,8"]
-    run = record(card={"weights_sha256": "random", "data": cut}, variant="recipe.lora_rank=4, recipe.epochs=20")
+    run = record(
+        card={"weights_sha256": "random", "data": cut},
+        variant="recipe.lora_rank=4, recipe.epochs=20, recipe.micro_batch=8",
+    )
     stated = {**EVERYTHING, "validation": "0 of the training images", "classes of each task": "equal"}
     check = one(replace(REFERENCE, protocol=stated), run)
     assert set(check.differences) == {
