@@ -202,7 +202,8 @@ def test_a_node_that_is_lost_in_mid_run(inline: dict[str, tuple[Any, ...]], clus
     assert driver.returncode == 0, told
     assert gone(worker)
     assert results(tmp_path) == inline
-    assert "unlucky seed 0: a worker was lost" in told
+    # Ray's word of the lost node and the end of the process on it race for the driver's ear.
+    assert any(f"unlucky seed 0: a worker was {how}" in told for how in ("lost", "ended by"))
     (resumed,) = [line for line in log(tmp_path, "unlucky") if line["event"] == "resumed"]
     assert resumed["reused"] == ["0 1"]
     assert events(tmp_path, "unlucky").count("task_done") == 3
