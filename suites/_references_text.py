@@ -248,7 +248,7 @@ def _trace() -> Iterator[Reference]:
     facts = {"backbone": "mistral-7b-instruct", **_TREE}
     for row, value in _ABLATION.items():
         yield from _row(row, (value, None, None), f"{_PAPER}, table 5", facts, tolerance(8, 100), "")
-    source, facts = f"{_PAPER}, figure of depths", {"backbone": "llama-2-7b-chat", **_TREE}
+    source, facts = f"{_PAPER}, by depth", {"backbone": "llama-2-7b-chat", **_TREE}
     for depth, values in _DEPTHS.items():
         for method, value in zip(("olora", "treelora"), values, strict=True):
             note = "no setting here: O-LoRA is in all blocks" if method == "olora" else ""

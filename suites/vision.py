@@ -7,8 +7,8 @@ figure of ours are known yet; published ones are in `_references`, and the recip
 
 The recipe is the same for all methods (`equal`): Adam, batches of 128, 20 epochs a task, 50 where a task has few
 images, a LoRA of rank 10 on queries and values. Outside it are only steps that are no passes over images: the router of
-hide-prompt, hidelora and treelora and the alignment of heads, of these and of slca, on kept statistics; a record has
-their seconds as phases. Step sizes are the papers' where these scale them. Images are in [0, 1]
+hide-prompt, hidelora and treelora and the alignment of heads, of these and of slca, on kept statistics. Training
+seconds hold them; epochs and steps of a record do not count them. Step sizes are the papers' where these scale them. Images are in [0, 1]
 without normalisation, as nearly all published runs have them, although the weights were made with another. A tenth of
 the training images is held out for tuning.
 
