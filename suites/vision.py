@@ -6,11 +6,11 @@ figure of ours are known yet; published ones are in `_references`, and the recip
 `vision_parity`: there papers are held against, here methods are compared.
 
 The recipe is the same for all methods (`equal`): Adam, batches of 128, 20 epochs a task, 50 where a task has few
-images, a LoRA of rank 10 on queries and values. What a method does besides is its own: kept samples in a batch, a Fisher
-pass, the router of hide-prompt, hidelora and treelora, the alignment of their heads and of slca's. Training seconds hold
-it; the epochs and steps of a record do not count it. Step sizes are the papers' where these scale them. Images are in
-[0, 1] without normalisation, as nearly all published runs have them, although the weights were made with another. A
-tenth of the training images is held out for tuning.
+images, a LoRA of rank 10 on queries and values. What a method does besides is its own: kept samples in a batch, a
+Fisher pass, the router of hide-prompt, hidelora and treelora, the alignment of their heads and of slca's. Training
+seconds hold it; the epochs and steps of a record do not count it. Step sizes are the papers' where these scale them.
+Images are in [0, 1] without normalisation, as nearly all published runs have them, although the weights were made with
+another. A tenth of the training images is held out for tuning.
 
 Otherwise, here as in `vision_parity`: `--set suite.order=seed1993` (natural, coda, or every class once: 3,0,1,2,…),
 `--set suite.sizes=50,25,25` (the classes of each task; 20: so many in every one), `--set suite.transform=coda` (pilot,
