@@ -101,6 +101,8 @@ def _numbers(name: str, word: str) -> tuple[int, ...]:
 
 def _notes(chosen: Mapping[str, str], share: float, made: Stream) -> tuple[str, ...]:
     """For the card: order and split in words, and hashes by which a person can hold another system's run against it."""
+    from clbench.transforms import worded
+
     said = [f"class order: {chosen['order']}", f"validation: {share:g} of the training images"]
     said += [f"classes of each task: {chosen['sizes']}"] if chosen["sizes"] else []
     said += [f"short side: {chosen['short_side']}"] if chosen["short_side"] else []
@@ -110,4 +112,4 @@ def _notes(chosen: Mapping[str, str], share: float, made: Stream) -> tuple[str, 
             taught = [task.name for task in made]  # the same classes in every domain
         data = getattr(made.tasks[0].train, "data_sha256", "unknown")
         said += [f"class order sha256: {digest(taught)}", f"images, labels and split sha256: {data[:12]}"]
-    return tuple(said)
+    return (*said, f"views: {worded(chosen['transform']).describe()}")

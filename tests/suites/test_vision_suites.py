@@ -135,12 +135,16 @@ def test_the_folder_that_was_named_is_read(data: Path) -> None:
     stream, protocol = card(subset(data))
     assert [len(task.classes) for task in stream] == [10] * 10
     assert [len(part) for part in (stream.tasks[0].train, stream.tasks[0].validation)] == [30, 10]
-    order, share, order_hash, data_hash = protocol.data
+    order, share, order_hash, data_hash, views = protocol.data
     assert (order, share) == ("class order: natural", "validation: 0.1 of the training images")
     listed = ",".join(map(str, range(100)))
     assert order_hash == f"class order sha256: {hashlib.sha256(f'[{listed}]'.encode()).hexdigest()[:12]}"
     ready = cache.open("cifar100-subset", data / "cifar100-subset")
     assert data_hash == f"images, labels and split sha256: {ready.sha256[:12]}"
+    assert views == (
+        "views: crop32: train random crop of 32 out of a border of 4, flip 0.5; "
+        "test shorter side to 32, bilinear, central 32"
+    )
     _, other = card(subset(data), 1)
     assert (other.data[2] == order_hash, other.data[3] == data_hash) == (False, True)
     assert (protocol.transform, protocol.backbone) == ("crop32", "cifar-vit")
@@ -182,7 +186,7 @@ def test_a_shrunk_copy_is_taken_where_it_is_asked_for(data: Path) -> None:
     images, _ = stream.tasks[0].test.batch(torch.arange(1), torch.device("cpu"))
     assert np.array_equal(images[0].numpy(), stored.images.pixels(400))  # the first test image is of class 0
     assert "short side: 16" in protocol.data
-    assert protocol.data[-1] == f"images, labels and split sha256: {stored.sha256[:12]}"
+    assert protocol.data[-2] == f"images, labels and split sha256: {stored.sha256[:12]}"
 
 
 @pytest.mark.parametrize(
